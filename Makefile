@@ -1,0 +1,41 @@
+# `make` alone lists the commands. Every one sets up what it needs in .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format proto starter clean
+
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"Python 3.11 or newer is needed, {v[0]}.{v[1]} found; set PYTHON=...") if v < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,training]'
+	@touch $@
+
+demo: $(INSTALLED) ## start a server on the starter model and complete places of real files
+	$(BIN)/python -m cloudcomplete.demo
+
+test: $(INSTALLED) ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED) ## lint, format, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy cloudcomplete orchestration loadtest server cache engine
+	$(BIN)/lint-imports
+
+format: $(INSTALLED) ## put the code into its standard form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: $(INSTALLED) ## generate the gRPC code from its .proto file
+	$(BIN)/python -m server.proto
+
+starter: $(INSTALLED) ## gather the corpus and train the starter model (hours on a CPU; can be interrupted and resumed)
+	$(BIN)/python -m engine.training all
+
+clean: ## remove the environment and what tools left behind
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

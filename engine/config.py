@@ -1,0 +1,24 @@
+"""Deployment choices of the engine. Model facts are in `model/config.py`, request parameters in `types.py`."""
+
+from typing import Literal
+
+import msgspec
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one engine runs."""
+
+    num_slots: int = 16
+    """Sequences that can run at once; each slot holds the KV of one."""
+    max_context: int = 0
+    """Most tokens per sequence, prompt and completion together; 0: what the model was made for, at most 8192."""
+    max_waiting: int = 256
+    """Requests that may wait for a slot; one more is refused."""
+    prefill_chunk: int = 256
+    """Prompt tokens computed in one step, so that running sequences never wait for a whole prompt."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of weights and KV; auto: bfloat16 on a GPU, float32 on a CPU."""
+    attention: Literal["auto", "xla", "native"] = "auto"
+    """Attention path; auto: the fastest that passes a numeric self-test on this machine."""
+    compile_cache: str = ""
+    """Directory of compiled programs; empty: `cloudcomplete/` in the user's cache directory."""

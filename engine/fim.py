@@ -1,0 +1,397 @@
+"""Fill-in-the-middle prompts: from a request's text to the tokens a model completes.
+
+The layout survives keystrokes: everything that stands before the MID marker stays the same while someone types on, so
+that its KV is kept and a keystroke only appends tokens:
+
+    PRE {SEP path \\n text: each context chunk} {SEP path \\n} {text above the cut} SUF {after} MID {cut to cursor}
+
+Segments are encoded apart from each other: the tokens of one never depend on its neighbours. Vocabularies without a
+separator get `#path` lines instead, the form DeepSeek-Coder was trained on.
+
+**Token healing.** The last token before the cursor is often only the beginning of the token that a finished text would
+have there, and a model that is asked to go on after it goes astray. So that token is left out of the prompt and its
+bytes become `heal`: the model has to write them again, alone or as the beginning of something longer, and they are
+stripped from the output. That is right for every kind of token: indentation may turn out to be part of a longer
+whitespace token, a newline may carry the next line's indentation, and where the token was whole already the model
+simply chooses it again. Nothing is left out when the cursor stands at the cut: there the MID marker comes right
+before it, and what the model writes starts a segment as in training.
+
+**Too long.** What is cut away, in this order, until the prompt fits: context chunks from the front; the end of `after`
+beyond a quarter of the budget; the beginning of the text above the cut, at a line start; the rest of `after`; the
+file's own path; and only then the left of the text from the cut to the cursor, whose end at the cursor always stays.
+Edges move in steps of several lines or tokens, so that they stand still during most keystrokes. No more than
+`_WINDOW_CHARS_PER_TOKEN` characters per token of the budget are looked at, whatever the length of the file.
+"""
+
+import math
+from typing import Self
+
+import msgspec
+
+from engine.errors import RequestError, TokenizerError
+from engine.tokenizer import Tokenizer
+from engine.types import ContextChunk, Request
+
+_WINDOW_CHARS_PER_TOKEN = 8
+"""Code has 3 to 4 characters a token; text beyond this many for each token of the budget is not even encoded."""
+
+
+class _Markers(msgspec.Struct, frozen=True, kw_only=True):
+    """How one line of models spells its markers."""
+
+    name: str
+    prefix: str
+    suffix: str
+    middle: str
+    separator: str | None = None
+    begin: str | None = None
+    """Stands at the start of every prompt."""
+    ends: tuple[str, ...] = ()
+    """Others that end a completion, where the vocabulary has them; the markers above always do."""
+
+
+_KNOWN_MARKERS = (
+    _Markers(  # Qwen2.5-Coder and the starter model.
+        name="fim_prefix+file_sep",
+        prefix="<|fim_prefix|>",
+        suffix="<|fim_suffix|>",
+        middle="<|fim_middle|>",
+        separator="<|file_sep|>",
+        ends=("<|endoftext|>", "<|fim_pad|>", "<|repo_name|>", "<|im_end|>"),
+    ),
+    _Markers(
+        name="codegemma",
+        prefix="<|fim_prefix|>",
+        suffix="<|fim_suffix|>",
+        middle="<|fim_middle|>",
+        separator="<|file_separator|>",
+        begin="<bos>",
+        ends=("<eos>", "<end_of_turn>"),
+    ),
+    _Markers(  # StarCoder 2, Granite's later ones
+        name="starcoder2",
+        prefix="<fim_prefix>",
+        suffix="<fim_suffix>",
+        middle="<fim_middle>",
+        separator="<file_sep>",
+        ends=("<|endoftext|>", "<fim_pad>", "<repo_name>"),
+    ),
+    _Markers(
+        name="starcoder",
+        prefix="<fim_prefix>",
+        suffix="<fim_suffix>",
+        middle="<fim_middle>",
+        separator="<filename>",
+        ends=("<|endoftext|>", "<fim_pad>", "<reponame>"),
+    ),
+    _Markers(
+        name="codellama",
+        prefix="▁<PRE>",
+        suffix="▁<SUF>",
+        middle="▁<MID>",
+        begin="<s>",
+        ends=("▁<EOT>", "</s>"),
+    ),
+    _Markers(
+        name="deepseek-coder",
+        prefix="<｜fim▁begin｜>",
+        suffix="<｜fim▁hole｜>",
+        middle="<｜fim▁end｜>",
+        begin="<｜begin▁of▁sentence｜>",
+        ends=("<｜end▁of▁sentence｜>", "<|EOT|>"),
+    ),
+    _Markers(
+        name="fim_prefix",
+        prefix="<|fim_prefix|>",
+        suffix="<|fim_suffix|>",
+        middle="<|fim_middle|>",
+        ends=("<|endoftext|>", "<|fim_pad|>"),
+    ),
+    _Markers(
+        name="starcoder-plain",
+        prefix="<fim_prefix>",
+        suffix="<fim_suffix>",
+        middle="<fim_middle>",
+        ends=("<|endoftext|>", "<fim_pad>"),
+    ),
+)
+"""Looked for in this order; the first whose markers, separator included, are all in the vocabulary is taken."""
+
+
+class FimTemplate(msgspec.Struct, frozen=True, kw_only=True):
+    """The markers of one vocabulary, as ids."""
+
+    name: str
+    """Which known set of markers this is; part of what identifies a prompt."""
+    prefix_id: int
+    suffix_id: int
+    middle_id: int
+    separator_id: int | None = None
+    begin_id: int | None = None
+    stop_ids: tuple[int, ...] = ()
+    """Tokens that end a completion, ascending: ends of text, and markers, none of which belongs into a hole."""
+
+    @classmethod
+    def detect(cls, tokenizer: Tokenizer) -> Self:
+        """Find the markers of a vocabulary; raises TokenizerError when no known set is complete."""
+        for known in _KNOWN_MARKERS:
+            needed = (known.prefix, known.suffix, known.middle, known.separator, known.begin)
+            ids = [None if text is None else tokenizer.marker_id(text) for text in needed]
+            if any(text is not None and token_id is None for text, token_id in zip(needed, ids, strict=True)):
+                continue
+            prefix_id, suffix_id, middle_id, separator_id, begin_id = ids
+            assert prefix_id is not None
+            assert suffix_id is not None
+            assert middle_id is not None
+            ends = (*ids, *map(tokenizer.marker_id, known.ends), *tokenizer.eos_ids)
+            return cls(
+                name=known.name,
+                prefix_id=prefix_id,
+                suffix_id=suffix_id,
+                middle_id=middle_id,
+                separator_id=separator_id,
+                begin_id=begin_id,
+                stop_ids=tuple(sorted({token_id for token_id in ends if token_id is not None})),
+            )
+        looked_for = "; ".join(
+            " ".join(filter(None, (known.prefix, known.suffix, known.middle, known.separator, known.begin)))
+            for known in _KNOWN_MARKERS
+        )
+        raise TokenizerError(
+            "the vocabulary lacks fill-in-the-middle markers; expected one of these sets, each marker one token: "
+            f"{looked_for}; got no complete set among {tokenizer.num_tokens} tokens; "
+            "choose a model trained to fill in the middle"
+        )
+
+    @property
+    def num_markers(self) -> int:
+        """Markers that every prompt has."""
+        return 3 + (self.begin_id is not None)
+
+
+class FimPrompt(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model is given, and what it has to write first."""
+
+    tokens: tuple[int, ...]
+    heal: bytes
+    """Bytes right before the cursor that the prompt leaves out: the first new tokens must write them."""
+    num_stable_tokens: int
+    """Tokens up to and including the MID marker: the same for every keystroke below this cut."""
+    num_dropped_tokens: int
+    """Tokens cut away because the prompt was too long; text too far away to be encoded is counted by its length."""
+
+
+def build_prompt(request: Request, tokenizer: Tokenizer, template: FimTemplate, *, max_prompt_tokens: int) -> FimPrompt:
+    """Lay out a request as a prompt of at most `max_prompt_tokens`, the healed token counted.
+
+    Raises RequestError for a cut that is no line start of `before`, for text that is not Unicode, and when not even the
+    markers fit.
+    """
+    _check(request)
+    room = max_prompt_tokens - template.num_markers
+    num_at_cursor = int(request.cut < len(request.before))
+    if room < num_at_cursor:
+        needed = template.num_markers + num_at_cursor
+        raise RequestError(
+            f"no room for a prompt: expected at least {needed} tokens (markers and cursor), got {max_prompt_tokens}; "
+            "ask for fewer new tokens or load a model with a longer context"
+        )
+    parts = _Parts(request, tokenizer, template, max_prompt_tokens=max_prompt_tokens)
+    # No context at all once anything else is cut: what room is left by steps changes with each keystroke.
+    context, num_dropped_context = _context(tokenizer, template, request.context, room=room - parts.num_tokens)
+    parts.fit(room)
+
+    before_current = [
+        *([] if template.begin_id is None else [template.begin_id]),
+        template.prefix_id,
+        *context,
+        *parts.header.tokens,
+        *parts.above.tokens,
+        template.suffix_id,
+        *parts.after.tokens,
+        template.middle_id,
+    ]
+    current = parts.current.tokens
+    heal = tokenizer.token_bytes(current[-1]) if current else b""
+    return FimPrompt(
+        # A token without bytes (an unknown character) can't be written again, so it stays.
+        tokens=(*before_current, *(current[:-1] if heal else current)),
+        heal=heal,
+        num_stable_tokens=len(before_current),
+        num_dropped_tokens=num_dropped_context + parts.num_dropped_tokens,
+    )
+
+
+class _Segment:
+    """A run of text in the prompt: its tokens, and how many were cut away."""
+
+    def __init__(self, tokens: list[int], *, num_seen_chars: int, num_unseen_chars: int = 0) -> None:
+        self.tokens = tokens
+        self._num_tokens = len(tokens) + _estimated_tokens(num_unseen_chars, len(tokens), num_seen_chars)
+
+    @property
+    def num_dropped_tokens(self) -> int:
+        return self._num_tokens - len(self.tokens)
+
+    def keep_start(self, num_tokens: int, step: int) -> None:
+        """Keep so many tokens at most, whole steps of them."""
+        if num_tokens < len(self.tokens):
+            self.tokens = self.tokens[: num_tokens // step * step]
+
+    def keep_end(self, num_tokens: int, step: int) -> None:
+        """Keep so many tokens at most, leaving out whole steps of them."""
+        self.tokens = self.tokens[math.ceil(max(0, len(self.tokens) - num_tokens) / step) * step :]
+
+
+class _Parts:
+    """The segments that are the file itself, as much of each as could fit on its own."""
+
+    def __init__(
+        self, request: Request, tokenizer: Tokenizer, template: FimTemplate, *, max_prompt_tokens: int
+    ) -> None:
+        above, after, current = request.before[: request.cut], request.after, request.before[request.cut :]
+        window = _WINDOW_CHARS_PER_TOKEN * max_prompt_tokens
+        self._tokenizer = tokenizer
+        self._quarter = max_prompt_tokens // 4
+        self._step_tokens = max(1, max_prompt_tokens // 32)
+        self._step_lines = min(max(4, max_prompt_tokens // 128), 32)
+
+        path = request.path[:window]
+        self.header = _Segment(_header(tokenizer, template, path) if path else [], num_seen_chars=len(path))
+        start = _line_edge(above, window, self._step_lines)
+        self._above_text = above[start:]
+        self.above = _Segment(
+            tokenizer.encode(self._above_text), num_seen_chars=len(self._above_text), num_unseen_chars=start
+        )
+        end = min(window, len(after))
+        self.after = _Segment(tokenizer.encode(after[:end]), num_seen_chars=end, num_unseen_chars=len(after) - end)
+        # The left edge of an overlong current part moves in steps too, or each keystroke would encode it anew.
+        half = window // 2
+        start = math.ceil(max(0, len(current) - window) / half) * half
+        self.current = _Segment(
+            tokenizer.encode(current[start:]), num_seen_chars=len(current) - start, num_unseen_chars=start
+        )
+
+    @property
+    def _segments(self) -> tuple[_Segment, ...]:
+        return self.header, self.above, self.after, self.current
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(segment.tokens) for segment in self._segments)
+
+    @property
+    def num_dropped_tokens(self) -> int:
+        return sum(segment.num_dropped_tokens for segment in self._segments)
+
+    def fit(self, room: int) -> None:
+        """Cut in the documented order until at most `room` tokens are left."""
+
+        def room_for(segment: _Segment) -> int:
+            return room - (self.num_tokens - len(segment.tokens))
+
+        self.after.keep_start(max(self._quarter, room_for(self.after)), self._step_tokens)
+        if self.num_tokens > room:
+            self.above.tokens = _last_lines(self._tokenizer, self._above_text, room_for(self.above), self._step_lines)
+        self.after.keep_start(max(0, room_for(self.after)), self._step_tokens)
+        if self.num_tokens > room:
+            self.header.tokens = []
+        self.current.keep_end(room_for(self.current), self._step_tokens)
+
+
+def _estimated_tokens(num_chars: int, num_seen_tokens: int = 0, num_seen_chars: int = 0) -> int:
+    """Return about how many tokens a text has, from what was encoded of it, or else from what code usually has."""
+    return math.ceil(num_chars * (num_seen_tokens / num_seen_chars if num_seen_chars else 0.3))
+
+
+def _check(request: Request) -> None:
+    cut, before = request.cut, request.before
+    if not 0 <= cut <= len(before):
+        raise RequestError(
+            f"cut is {cut}; expected 0 to {len(before)}, an index into the text before the cursor; "
+            "send the start of the cursor's line or of a line above it"
+        )
+    if cut and before[cut - 1] != "\n":
+        raise RequestError(
+            f"cut is {cut}; expected a line start, which is 0 or right after a newline, got after {before[cut - 1]!r}; "
+            "send the start of the cursor's line or of a line above it"
+        )
+    texts = {"before": before, "after": request.after, "path": request.path}
+    for i, chunk in enumerate(request.context):
+        texts |= {f"context[{i}].path": chunk.path, f"context[{i}].text": chunk.text}
+    for name, text in texts.items():
+        try:
+            if not text.isascii():
+                text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"{name} is not Unicode text: expected characters that UTF-8 can hold, got the lone surrogate "
+                f"U+{ord(text[error.start]):04X} at {error.start}; decode the file with errors='replace'"
+            ) from None
+
+
+def _header(tokenizer: Tokenizer, template: FimTemplate, path: str) -> list[int]:
+    """Return the tokens that announce a file."""
+    if template.separator_id is None:
+        return tokenizer.encode(f"#{path}\n")
+    return [template.separator_id, *tokenizer.encode(f"{path}\n")]
+
+
+def _context(
+    tokenizer: Tokenizer, template: FimTemplate, chunks: tuple[ContextChunk, ...], *, room: int
+) -> tuple[list[int], int]:
+    """Return the tokens of as many chunks from the end as fit, and about how many those in front would have had."""
+    kept: list[list[int]] = []
+    for num_kept, chunk in enumerate(reversed(chunks)):
+        text = chunk.text if chunk.text.endswith("\n") else f"{chunk.text}\n"
+        tokens = []
+        if len(text) + len(chunk.path) <= _WINDOW_CHARS_PER_TOKEN * room:
+            tokens = [*_header(tokenizer, template, chunk.path), *tokenizer.encode(text)]
+        if not tokens or len(tokens) > room:
+            dropped = chunks[: len(chunks) - num_kept]
+            return _joined(kept), sum(_estimated_tokens(len(one.path) + len(one.text) + 2) for one in dropped)
+        kept.append(tokens)
+        room -= len(tokens)
+    return _joined(kept), 0
+
+
+def _joined(kept_from_the_end: list[list[int]]) -> list[int]:
+    return [token for tokens in reversed(kept_from_the_end) for token in tokens]
+
+
+def _line_edge(text: str, max_chars: int, step_lines: int) -> int:
+    """Return the first line start, of every `step_lines`-th one if possible, that leaves at most `max_chars`."""
+    start = len(text) - max_chars
+    if start <= 0:
+        return 0
+    line = text.count("\n", 0, start)
+    edges = []
+    while (newline := text.find("\n", start)) >= 0:
+        start, line = newline + 1, line + 1
+        if line % step_lines == 0:
+            return start
+        edges.append(start)
+    return edges[0] if edges else len(text)
+
+
+def _last_lines(tokenizer: Tokenizer, text: str, room: int, step_lines: int) -> list[int]:
+    """Return the tokens of the last lines of `text`, whole steps of lines counted from its start, that fit into `room`.
+
+    When not even one step fits, single lines do.
+    """
+    lines = [f"{line}\n" for line in text.split("\n")[:-1]]  # The text above a cut ends in a newline.
+    last_step = max(0, len(lines) - 1) // step_lines * step_lines
+    for starts in (range(0, len(lines), step_lines), range(last_step + 1, len(lines))):
+        # Encoding step by step finds the edge at the price of one pass; the result is then encoded in one piece.
+        fitting, num_tokens, end = [], 0, len(lines)
+        for start in reversed(starts):
+            num_tokens += len(tokenizer.encode("".join(lines[start:end])))
+            if num_tokens > room:
+                break
+            fitting.append(start)
+            end = start
+        while fitting:
+            tokens = tokenizer.encode("".join(lines[fitting.pop() :]))
+            if len(tokens) <= room:
+                return tokens
+    return []

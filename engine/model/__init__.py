@@ -1,0 +1,1 @@
+"""The model: facts (`config.py`, `families/`), computation (`transformer.py`), attention (`attention.py`)."""

@@ -1,0 +1,122 @@
+"""Attention over the resident KV, behind one small interface.
+
+Every path takes the queries, keys and values of `R` rows of `W` tokens each, writes keys and values into the rows'
+slots, and attends causally to all that the slot holds up to each query's own position:
+
+    attend(q [R*W, N, H], k_new [R*W, K, H], v_new [R*W, K, H], slots [R], starts [R], k, v) -> (out [R*W, N, H], k, v)
+
+with `k`, `v` of shape `[slots, K, S, H]`. A row with a negative slot is empty: nothing is written and its output has
+no meaning. The caller guarantees `starts + W <= S`.
+
+`xla_attention` is the obvious version: the oracle, and the path wherever no other is chosen. `native_attention` calls
+`native/attention.c`, which reads the KV in place (XLA's CPU backend copies every slice it multiplies).
+"""
+
+import logging
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from engine import native
+
+logger = logging.getLogger(__name__)
+
+Attention = Callable[
+    [jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array],
+    tuple[jax.Array, jax.Array, jax.Array],
+]
+
+
+def xla_attention(
+    q: Float[Array, "RW N H"],
+    k_new: Float[Array, "RW K H"],
+    v_new: Float[Array, "RW K H"],
+    slots: Int[Array, "R"],
+    starts: Int[Array, "R"],
+    k: Float[Array, "slots K S H"],
+    v: Float[Array, "slots K S H"],
+) -> tuple[Float[Array, "RW N H"], Float[Array, "slots K S H"], Float[Array, "slots K S H"]]:
+    """Write, gather the rows' slots, attend with a mask; scores and softmax in float32."""
+    num_rows, (_, num_heads, size) = slots.shape[0], q.shape
+    width, num_kv_heads, capacity = q.shape[0] // num_rows, k.shape[1], k.shape[2]
+    positions = starts[:, None] + jnp.arange(width)
+    target = jnp.where(slots < 0, k.shape[0], slots)[:, None]
+    k = k.at[target, :, positions].set(k_new.reshape(num_rows, width, num_kv_heads, size), mode="drop")
+    v = v.at[target, :, positions].set(v_new.reshape(num_rows, width, num_kv_heads, size), mode="drop")
+    grouped = q.reshape(num_rows, width, num_kv_heads, num_heads // num_kv_heads, size)
+    scores = jnp.einsum("rwkgh,rksh->rkgws", grouped, k[slots], preferred_element_type=jnp.float32) * size**-0.5
+    visible = jnp.arange(capacity) <= positions[:, None, None, :, None]
+    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1).astype(v.dtype)
+    out = jnp.einsum("rkgws,rksh->rwkgh", weights, v[slots])
+    return out.reshape(q.shape), k, v
+
+
+def native_attention(
+    q: Float[Array, "RW N H"],
+    k_new: Float[Array, "RW K H"],
+    v_new: Float[Array, "RW K H"],
+    slots: Int[Array, "R"],
+    starts: Int[Array, "R"],
+    k: Float[Array, "slots K S H"],
+    v: Float[Array, "slots K S H"],
+) -> tuple[Float[Array, "RW N H"], Float[Array, "slots K S H"], Float[Array, "slots K S H"]]:
+    """Call `native/attention.c`: float32, head sizes that are multiples of 16, KV updated in place."""
+    results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
+    call = jax.ffi.ffi_call(native.ATTENTION, results, input_output_aliases={5: 1, 6: 2}, vmap_method="sequential")
+    out, k, v = call(q, k_new, v_new, slots, starts, k, v)
+    return out, k, v
+
+
+def choose_attention(wanted: str, *, head_size: int, dtype: jnp.dtype, build_directory: Path) -> tuple[str, Attention]:
+    """Return the name and function of the attention path: the one wanted, or the fastest that passes the self-test.
+
+    A path that cannot be built or computes other numbers than `xla_attention` is left, with the reason in the log;
+    if it was asked for by name, RuntimeError says why.
+    """
+    if wanted == "xla":
+        return "xla", xla_attention
+    problem = _why_not_native(head_size=head_size, dtype=dtype, build_directory=build_directory)
+    if problem is None:
+        return "native", native_attention
+    if wanted == "native":
+        raise RuntimeError(f"native attention cannot be used: {problem}; choose engine.attention = 'auto' or 'xla'")
+    logger.info("attention falls back to xla: %s", problem)
+    return "xla", xla_attention
+
+
+def _why_not_native(*, head_size: int, dtype: jnp.dtype, build_directory: Path) -> str | None:
+    if jax.default_backend() != "cpu":
+        return f"it is made for CPUs and this is {jax.default_backend()}"
+    if dtype != jnp.float32 or head_size % 16:
+        return f"it needs float32 and a head size that is a multiple of 16, got {jnp.dtype(dtype).name} and {head_size}"
+    try:
+        native.build(build_directory)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"native/attention.c could not be built ({error})"
+    worst = self_test(native_attention, head_size=head_size)
+    return None if worst < 1e-4 else f"the self-test differs from the reference by {worst:.2e}, expected below 1e-4"
+
+
+def self_test(attention: Attention, *, head_size: int) -> float:
+    """Return the largest difference from `xla_attention` on ragged random rows, for one-token and for long rows."""
+    worst = 0.0
+    rng = np.random.default_rng(0)
+    for width, starts in ((1, (0, 37, 130)), (5, (3, 64, 101)), (70, (0, 61, 120))):
+        slots = np.array([2, -1, 0], np.int32)
+        shapes = [(3 * width, 4, head_size), (3 * width, 2, head_size), (3 * width, 2, head_size)]
+        q, k_new, v_new = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
+        k, v = (jnp.asarray(rng.standard_normal((3, 2, 192, head_size)), jnp.float32) for _ in range(2))
+        arguments = (q, k_new, v_new, jnp.asarray(slots), jnp.asarray(starts, jnp.int32), k, v)
+        expected, got = jax.jit(xla_attention)(*arguments), jax.jit(attention)(*arguments)
+        is_used = np.repeat(slots >= 0, width)
+        pairs = [(np.asarray(want), np.asarray(have)) for want, have in zip(expected, got, strict=True)]
+        pairs[0] = (pairs[0][0][is_used], pairs[0][1][is_used])  # an empty row's output has no meaning
+        for want, have in pairs:
+            difference = np.abs(want - have)
+            worst = max(worst, float(difference.max()) if np.isfinite(difference).all() else float("inf"))
+    return worst

@@ -1,0 +1,100 @@
+// What the kernels share: vectors of 16 floats, work shared over XLA's own threads, and the plumbing of its custom calls.
+//
+// GCC's and Clang's vector extensions are compiled for whatever the processor has (AVX-512, AVX2, NEON, ...).
+
+#include <math.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "xla/ffi/api/c_api.h"
+
+#define LANES 16
+
+typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+static inline vec splat(float x) { return x - (vec){0}; }
+
+static inline float sum_lanes(vec x) {
+  float s = 0;
+  for (int i = 0; i < LANES; i++) s += x[i];
+  return s;
+}
+
+static inline void pause_core(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// A piece of work cut into units that threads take one by one. `run` must not touch anything of another unit.
+typedef struct work {
+  void (*run)(const void *context, int first, int last);
+  char context[256];
+  int total, stride;
+  atomic_int next, done, users;
+} work_t;
+
+static void take_units(work_t *w) {
+  for (int unit; (unit = atomic_fetch_add(&w->next, w->stride)) < w->total;) {
+    const int last = unit + w->stride < w->total ? unit + w->stride : w->total;
+    w->run(w->context, unit, last);
+    atomic_fetch_add(&w->done, last - unit);
+  }
+}
+
+static void release(work_t *w) {
+  if (atomic_fetch_sub(&w->users, 1) == 1) free(w);
+}
+
+static void run_task(void *data) {
+  take_units(data);
+  release(data);
+}
+
+// Run units 0..total-1, `stride` at a time, on this thread and, if `is_large`, on XLA's others too. A helper that wakes late finds no
+// unit left and drops its reference: this thread never waits for one that has not begun.
+static void run_units(XLA_FFI_CallFrame *call, void (*run)(const void *, int, int), const void *context, size_t size, int total,
+                      int stride, int is_large) {
+  if (!is_large || total <= stride) {
+    run(context, 0, total);
+    return;
+  }
+  work_t *w = calloc(1, sizeof(work_t));
+  w->run = run, w->total = total, w->stride = stride;
+  memcpy(w->context, context, size);
+  atomic_init(&w->users, 1);
+  int64_t threads = 0;
+  XLA_FFI_ThreadPool_NumThreads_Args count = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, NULL, call->ctx, &threads};
+  XLA_FFI_Error *error = call->api->XLA_FFI_ThreadPool_NumThreads(&count);
+  if (error) {
+    XLA_FFI_Error_Destroy_Args destroy = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, error};
+    call->api->XLA_FFI_Error_Destroy(&destroy);
+    threads = 0;
+  }
+  for (int64_t i = 1; i < threads && i * stride < total; i++) {
+    atomic_fetch_add(&w->users, 1);
+    XLA_FFI_ThreadPool_Schedule_Args task = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL, call->ctx, run_task, w};
+    if (call->api->XLA_FFI_ThreadPool_Schedule(&task)) release(w);
+  }
+  take_units(w);
+  while (atomic_load(&w->done) < total) pause_core();
+  release(w);
+}
+
+static XLA_FFI_Error *fail(const XLA_FFI_Api *api, const char *message) {
+  XLA_FFI_Error_Create_Args args = {XLA_FFI_Error_Create_Args_STRUCT_SIZE, NULL, message, XLA_FFI_Error_Code_INVALID_ARGUMENT};
+  return api->XLA_FFI_Error_Create(&args);
+}
+
+// XLA asks each handler once which version of the interface it speaks. Returns 1 if this call was that question.
+static int is_metadata_call(XLA_FFI_CallFrame *call) {
+  if (!call->extension_start || call->extension_start->type != XLA_FFI_Extension_Metadata) return 0;
+  XLA_FFI_Metadata *metadata = ((XLA_FFI_Metadata_Extension *)call->extension_start)->metadata;
+  metadata->api_version.major_version = XLA_FFI_API_MAJOR;
+  metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+  metadata->traits = 0;
+  return 1;
+}

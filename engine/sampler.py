@@ -1,0 +1,63 @@
+"""Choose the next token from scores, inside the compiled step.
+
+Knows no sequences and no slots: every argument has one entry a row. The noise of a row depends only on its seed and
+on how many tokens it has produced, so that what runs beside it changes nothing.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+NEVER = -1e30
+"""Score of a token that must not be chosen; finite, so that a row of nothing else still yields a token."""
+
+
+def unpack_allowed(allowed: UInt[Array, "B bytes"], vocab_size: int) -> Bool[Array, "B V"]:
+    """Unpack one bit per token, least significant first (as `np.packbits(..., bitorder="little")` packs)."""
+    bits = (allowed[:, :, None] >> jnp.arange(8, dtype=jnp.uint8)) & 1
+    return bits.reshape(allowed.shape[0], -1)[:, :vocab_size].astype(bool)
+
+
+def best_token(logits: Float[Array, "B V"]) -> Int[Array, "B"]:
+    """Return the first of the highest scores, as `argmax` does.
+
+    In two passes, blocks first: XLA's CPU backend does not vectorise `argmax`, but it does `max` (17 times faster).
+    """
+    rows, size = logits.shape
+    block = 64
+    padded = jnp.pad(logits, ((0, 0), (0, -size % block)), constant_values=-jnp.inf).reshape(rows, -1, block)
+    best_block = jnp.argmax(padded.max(axis=-1), axis=-1)
+    within = jnp.argmax(jnp.take_along_axis(padded, best_block[:, None, None], axis=1)[:, 0], axis=-1)
+    return (best_block * block + within).astype(jnp.int32)
+
+
+def sample(
+    logits: Float[Array, "B V"],
+    temperature: Float[Array, "B"],
+    top_k: Int[Array, "B"],
+    top_p: Float[Array, "B"],
+    seed: UInt[Array, "B"],
+    index: Int[Array, "B"],
+) -> Int[Array, "B"]:
+    """Return one token a row: the best where temperature is 0, else drawn after temperature, top-k, top-p in turn.
+
+    Tokens that tie with the last one kept are kept too. The draw is the Gumbel maximum over the kept tokens.
+    """
+    best = best_token(logits)
+
+    def draw() -> Int[Array, "B"]:
+        scores = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
+        descending = -jnp.sort(-scores, axis=-1)
+        rank = jnp.arange(scores.shape[-1])
+        is_in_top_k = rank < jnp.where(top_k > 0, top_k, scores.shape[-1])[:, None]
+        mass = jax.nn.softmax(jnp.where(is_in_top_k, descending, NEVER), axis=-1)
+        mass_before = jnp.cumsum(mass, axis=-1) - mass
+        is_kept = is_in_top_k & ((mass_before < top_p[:, None]) | (rank == 0))
+        lowest_kept = jnp.min(jnp.where(is_kept, descending, jnp.inf), axis=-1, keepdims=True)
+        keys = jax.vmap(lambda s, i: jax.random.fold_in(jax.random.key(s), i))(seed, index)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[-1:], jnp.float32))(keys)
+        drawn = jnp.argmax(jnp.where(scores >= lowest_kept, scores + noise, NEVER * 2), axis=-1).astype(jnp.int32)
+        return jnp.where(temperature > 0, drawn, best)
+
+    chosen: Int[Array, "B"] = jax.lax.cond(jnp.any(temperature > 0), draw, lambda: best)
+    return chosen

@@ -1,0 +1,200 @@
+"""The recipe's command line: `python -m engine.training corpus | vocabulary | train | decay | export | ...`."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from tokenizers import Tokenizer
+
+from engine.training.config import TrainingConfig
+from engine.training.corpus import Document, gather, load_documents
+from engine.training.errors import CheckpointError, CorpusError, TrainingError
+from engine.training.manifest import MANIFEST_PATH, Split, load_manifest
+from engine.training.vocabulary import learn_vocabulary, save_vocabulary
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Train the starter model.")
+console = Console()
+
+DEFAULT_WORK = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloudcomplete" / "training"
+DEFAULT_OUT = Path(__file__).parents[1] / "starter"
+
+Work = Annotated[Path, typer.Option(help="Folder for downloads, corpus and checkpoints, outside the repository.")]
+ManifestFile = Annotated[Path, typer.Option(help="Which packages to learn from.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file of TrainingConfig fields.")]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Go on without packages that cannot be had.")]
+
+
+def load_config(path: Path | None) -> TrainingConfig:
+    """Read a training configuration; without a path, the starter model's own."""
+    if path is None:
+        return TrainingConfig()
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=TrainingConfig)
+    except (OSError, msgspec.DecodeError) as error:
+        raise TrainingError(f"training config {path}: {error}; expected the fields of TrainingConfig") from error
+
+
+@app.command()
+def corpus(
+    work: Work = DEFAULT_WORK, manifest: ManifestFile = MANIFEST_PATH, *, allow_missing: AllowMissing = False
+) -> None:
+    """Gather source text of the manifest's packages."""
+    report = gather(load_manifest(manifest), work, allow_missing=allow_missing, console=console)
+    console.print_json(msgspec.json.encode(report).decode())
+
+
+@app.command()
+def vocabulary(work: Work = DEFAULT_WORK, config: ConfigFile = None) -> None:
+    """Learn the byte-level vocabulary from the training split."""
+    size = load_config(config).shape.vocab_size
+    texts = (document.text for document in load_documents(work) if document.split == "train")
+    save_vocabulary(learn_vocabulary(texts, size), work / "tokenizer.json")
+    console.print(f"{size} tokens in {work / 'tokenizer.json'}", markup=False)
+
+
+@app.command()
+def train(
+    work: Work = DEFAULT_WORK,
+    config: ConfigFile = None,
+    steps: Annotated[int, typer.Option(help="Steps of the stable phase; it can be ended earlier by SIGTERM.")] = 5000,
+) -> None:
+    """Train the stable phase, taking up the last checkpoint when there is one."""
+    _run_phase(work, load_config(config), steps=steps, is_decay=False)
+
+
+@app.command()
+def decay(
+    work: Work = DEFAULT_WORK,
+    config: ConfigFile = None,
+    steps: Annotated[int, typer.Option(help="Steps of the decay phase.")] = 600,
+) -> None:
+    """Train the decay phase from the last checkpoint: long rows, falling learning rate."""
+    _run_phase(work, load_config(config), steps=steps, is_decay=True)
+
+
+@app.command()
+def export(
+    work: Work = DEFAULT_WORK,
+    config: ConfigFile = None,
+    out: Annotated[Path, typer.Option(help="Where the Hugging Face directory goes.")] = DEFAULT_OUT,
+) -> None:
+    """Write the last checkpoint as a Hugging Face Llama directory."""
+    from engine.training.checkpoint import CheckpointStore
+    from engine.training.export import export_model
+
+    store = CheckpointStore(work / "checkpoints", is_reader=True)
+    try:
+        step = export_model(load_config(config), store, work / "tokenizer.json", out)
+    finally:
+        store.close()
+    console.print(f"step {step} in {out}", markup=False)
+
+
+@app.command()
+def evaluate(
+    work: Work = DEFAULT_WORK,
+    config: ConfigFile = None,
+    lines: Annotated[int, typer.Option(help="Lines of each language.")] = 200,
+    length: Annotated[int, typer.Option(help="Tokens of prompt and line together, at most.")] = 1024,
+) -> None:
+    """Measure exact matches of the rest of a line on the held-out projects, by language."""
+    from engine.training.checkpoint import CheckpointStore
+    from engine.training.evaluate import measure_exact_matches
+    from engine.training.examples import ExampleMaker
+    from engine.training.export import last_params
+
+    settings = load_config(config)
+    joint = msgspec.structs.replace(settings.examples, joint_share=1.0)
+    maker = ExampleMaker(load_documents(work), _load_tokenizer(work), joint, split="held-out", seed=settings.seed)
+    store = CheckpointStore(work / "checkpoints", is_reader=True)
+    try:
+        step, params = last_params(settings, store)
+    finally:
+        store.close()
+    figures = measure_exact_matches(settings, params, maker, lines_per_language=lines, length=length)
+    console.print_json(msgspec.json.encode({"step": step, "languages": figures}).decode())
+
+
+@app.command(name="all")
+def run_all(
+    work: Work = DEFAULT_WORK,
+    config: ConfigFile = None,
+    manifest: ManifestFile = MANIFEST_PATH,
+    out: Annotated[Path, typer.Option(help="Where the Hugging Face directory goes.")] = DEFAULT_OUT,
+    steps: Annotated[int, typer.Option(help="Steps of the stable phase.")] = 5000,
+    decay_steps: Annotated[int, typer.Option(help="Steps of the decay phase.")] = 600,
+    *,
+    allow_missing: AllowMissing = False,
+) -> None:
+    """Do everything that is not done yet, from downloads to the exported model."""
+    if not (work / "documents.msgpack").exists():
+        corpus(work, manifest, allow_missing=allow_missing)
+    if not (work / "tokenizer.json").exists():
+        vocabulary(work, config)
+    train(work, config, steps)
+    decay(work, config, decay_steps)
+    export(work, config, out)
+
+
+def _run_phase(work: Path, config: TrainingConfig, *, steps: int, is_decay: bool) -> None:
+    # JAX and Orbax are imported where they are needed: gathering a corpus needs neither.
+    from engine.training.checkpoint import CheckpointStore
+    from engine.training.examples import ExampleMaker
+    from engine.training.trainer import Trainer
+
+    documents = load_documents(work)
+    tokenizer = _load_tokenizer(work)
+
+    def maker_of(documents: list[Document], *, is_training: bool) -> ExampleMaker:
+        split: Split = "train" if is_training else "held-out"
+        return ExampleMaker(documents, tokenizer, config.examples, split=split, seed=config.seed)
+
+    store = CheckpointStore(work / "checkpoints")
+    try:
+        examples, held_out = maker_of(documents, is_training=True), maker_of(documents, is_training=False)
+        trainer = Trainer(config, examples, held_out, store, work / "log.jsonl")
+        resumed = trainer.resume()
+        console.print(f"{'resumed at' if resumed else 'begun at'} step {trainer.progress.step}", markup=False)
+        if is_decay:
+            if not resumed:
+                raise CheckpointError(
+                    "no checkpoint to decay from; expected a trained one; run `python -m engine.training train`"
+                )
+            trainer.begin_decay(steps)
+            steps = trainer.progress.decay_steps
+        elif trainer.progress.phase == "decay":
+            console.print("the stable phase is over: the last checkpoint is in its decay phase", markup=False)
+            return
+        if not trainer.run(num_steps=steps, console=console):
+            console.print("stopped by a signal; the same command goes on from here", markup=False)
+            raise typer.Exit(130)
+    finally:
+        store.close()
+
+
+def _load_tokenizer(work: Path) -> Tokenizer:
+    path = work / "tokenizer.json"
+    if not path.exists():
+        raise CorpusError(f"{path} is missing; expected a vocabulary; run `python -m engine.training vocabulary`")
+    return Tokenizer.from_file(str(path))
+
+
+def main() -> None:
+    """Run the command line; a failure is one line, not a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what it does as asked
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except TrainingError as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""Model directories in Hugging Face's layout to weights on the device.
+
+Reads `config.json` and `*.safetensors`, with or without an index, one tensor at a time: the host never holds more than
+the weights themselves and one tensor. Never unpickles: `.bin` and `.pth` files run code when they are opened. Does not
+know which families exist (`model/families/`) nor how weights are placed over several devices.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from flax import nnx
+from jax.typing import DTypeLike
+
+from engine.errors import ModelConfigError, WeightsError
+from engine.model.config import ModelConfig
+from engine.model.families import family_of
+from engine.model.transformer import Transformer
+
+_PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
+
+ParameterPath = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model ready to run: `nnx.merge(graphdef, weights)` inside a compiled program gives the `Transformer`."""
+
+    config: ModelConfig
+    graphdef: nnx.GraphDef[Transformer]
+    weights: dict[str, Any]
+    """Plain arrays on the default device, nested as the module is: `weights["layers"][0]["qkv"]["kernel"]`."""
+
+
+def read_model_config(directory: Path) -> ModelConfig:
+    """Read a model directory's `config.json`; raises ModelConfigError."""
+    hf = _read_config_json(directory)
+    return family_of(hf).read_config(hf)
+
+
+def load_model(directory: Path, *, dtype: DTypeLike) -> LoadedModel:
+    """Load a model directory, cast to `dtype`; raises ModelConfigError or WeightsError."""
+    hf = _read_config_json(directory)
+    family = family_of(hf)
+    config = family.read_config(hf)
+    names = family.tensor_names(config)
+    with _Checkpoint(directory) as checkpoint:
+        checkpoint.check_names(name for parts in names.values() for name in parts)
+
+        def read(path: ParameterPath, shape: tuple[int, ...]) -> np.ndarray:
+            sizes = _packed_sizes(config, path) or shape[-1:]
+            return checkpoint.read_packed(names[path], sizes, shape, np.dtype(dtype), is_kernel=path[-1] == "kernel")
+
+        return _filled(config, np.dtype(dtype), read)
+
+
+def random_model(config: ModelConfig, *, seed: int, dtype: DTypeLike) -> LoadedModel:
+    """Return a model of this shape with random weights: as fast as a trained one, and as good as none."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: ParameterPath, shape: tuple[int, ...]) -> np.ndarray:
+        if path[-1] == "scale":
+            return np.ones(shape, dtype)
+        if path[-1] == "bias":
+            return np.zeros(shape, dtype)
+        fan_in = shape[-1] if path[-1] == "embedding" else shape[0]
+        values = rng.standard_normal(shape, np.float32)
+        values *= fan_in**-0.5
+        return values.astype(dtype, copy=False)
+
+    return _filled(config, np.dtype(dtype), draw)
+
+
+def _packed_sizes(config: ModelConfig, path: ParameterPath) -> tuple[int, ...] | None:
+    """Return how the last axis of a packed parameter is divided, or None for one that is a single tensor."""
+    if "qkv" in path:
+        return config.num_heads * config.head_size, *2 * (config.num_kv_heads * config.head_size,)
+    if "gate_up" in path:
+        return 2 * (config.intermediate_size,)
+    return None
+
+
+def _filled(
+    config: ModelConfig, dtype: np.dtype[Any], make: Callable[[ParameterPath, tuple[int, ...]], np.ndarray]
+) -> LoadedModel:
+    """Return a model whose every parameter is what `make(path, shape)` returns."""
+    abstract = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype)))
+    graphdef, state = nnx.split(abstract)
+    weights: dict[Any, Any] = {}
+    for key, leaf in nnx.to_flat_state(state):
+        path = cast(ParameterPath, key)
+        *parents, name = path
+        node = weights
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = jnp.asarray(make(path, leaf.shape))
+    return LoadedModel(config=config, graphdef=graphdef, weights=weights)
+
+
+def _read_config_json(directory: Path) -> dict[str, Any]:
+    expected = "expected a Hugging Face model directory with config.json, *.safetensors and tokenizer.json"
+    if not directory.exists():
+        raise ModelConfigError(f"model directory {directory} does not exist; {expected}; check the path")
+    if not directory.is_dir():
+        raise ModelConfigError(f"{directory} is a file; {expected}; name the directory that holds it")
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ModelConfigError(f"no config.json in {directory}; {expected}; check the path or download the model again")
+    return _read_json_object(path, ModelConfigError)
+
+
+def _read_json_object(path: Path, error_type: type[ModelConfigError | WeightsError]) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise error_type(f"{path} is not JSON ({error}); expected a JSON object; download or copy it again") from None
+    if not isinstance(value, dict):
+        raise error_type(f"{path} holds a {type(value).__name__}; expected a JSON object; download or copy it again")
+    return value
+
+
+class _Checkpoint(contextlib.AbstractContextManager["_Checkpoint"]):
+    """The tensors of a model directory, over one file or several."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._file_of = _tensor_files(directory)
+        self._exit = contextlib.ExitStack()
+        self._open = {
+            path: self._exit.enter_context(safetensors.safe_open(path, framework="numpy"))
+            for path in sorted(set(self._file_of.values()))
+        }
+
+    def __exit__(self, *_: object) -> None:
+        self._exit.close()
+
+    def check_names(self, used: Iterable[str]) -> None:
+        """Refuse a checkpoint with other tensors than the config promises: it would run, and answer wrongly."""
+        used = set(used)
+        for name in used - self._file_of.keys():
+            raise WeightsError(
+                f"{self._directory} has no tensor {name}; expected it by config.json, got {len(self._file_of)} others; "
+                "the download is incomplete or config.json belongs to another model"
+            )
+        for name in self._file_of.keys() - used:
+            if name != "lm_head.weight" and not name.endswith(".rotary_emb.inv_freq"):
+                raise WeightsError(
+                    f"{self._file_of[name]} has a tensor {name} unknown to config.json; expected {len(used)} tensors, "
+                    f"got {len(self._file_of)}; config.json belongs to another model"
+                )
+
+    def read_packed(
+        self,
+        names: tuple[str, ...],
+        sizes: tuple[int, ...],
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        *,
+        is_kernel: bool,
+    ) -> np.ndarray:
+        """Return the named tensors side by side: an array of `shape`, whose last axis they divide into `sizes`.
+
+        Kernels are `[out, in]` in the files and `[in, out]` here.
+        """
+        packed = np.empty(shape, dtype)
+        start = 0
+        for name, size in zip(names, sizes, strict=True):
+            part_shape = (*shape[:-1], size)
+            part = self._read(name, part_shape[::-1] if is_kernel else part_shape)
+            packed[..., start : start + size] = part.T if is_kernel else part
+            start += size
+        return packed
+
+    def _read(self, name: str, expected_shape: tuple[int, ...]) -> np.ndarray:
+        path = self._file_of[name]
+        view = self._open[path].get_slice(name)
+        if (shape := tuple(view.get_shape())) != expected_shape:
+            raise WeightsError(
+                f"tensor {name} in {path} has the shape {list(shape)}; expected {list(expected_shape)} by config.json; "
+                "the weights and config.json belong to different models"
+            )
+        if (dtype := view.get_dtype()) not in _PLAIN_DTYPES:
+            raise WeightsError(
+                f"tensor {name} in {path} is {dtype}; expected one of {', '.join(_PLAIN_DTYPES)}; "
+                "quantised checkpoints are not read: choose the model's unquantised one"
+            )
+        tensor: np.ndarray = self._open[path].get_tensor(name)
+        return tensor
+
+
+def _tensor_files(directory: Path) -> dict[str, Path]:
+    """Return which file holds each tensor, every file checked to be whole."""
+    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if whole.is_file():
+        return dict.fromkeys(_tensor_names_in(whole), whole)
+    if not index.is_file():
+        pickled = sorted(path.name for pattern in ("*.bin", "*.pth", "*.pt") for path in directory.glob(pattern))
+        raise WeightsError(
+            f"no weights in {directory}; expected model.safetensors or model.safetensors.index.json, "
+            f"got {', '.join(pickled) or 'neither'}; .bin and .pth files are never opened, because that runs code: "
+            "convert the model to safetensors (transformers' save_pretrained writes it)"
+        )
+    weight_map = _read_json_object(index, WeightsError).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise WeightsError(f"{index} has no weight_map of tensor names to file names; expected one; download it again")
+    names_in: dict[str, set[str]] = {}
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard or not (directory / shard).is_file():
+            raise WeightsError(
+                f"{index} names the file {shard}; expected it beside the index, got no such file; "
+                "download the missing file"
+            )
+        names_in[shard] = _tensor_names_in(directory / shard)
+    for name, shard in weight_map.items():
+        if name not in names_in[shard]:
+            raise WeightsError(
+                f"{index} places the tensor {name} in {shard}; expected it there, got {len(names_in[shard])} others; "
+                "the files belong to different downloads: download them again"
+            )
+    return {name: directory / shard for name, shard in weight_map.items()}
+
+
+def _tensor_names_in(path: Path) -> set[str]:
+    """Return the names in a safetensors file, after comparing what its header promises with the file's size."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        if size < 8 or size < 8 + header_size:
+            raise WeightsError(
+                f"{path} is truncated: expected at least {8 if size < 8 else 8 + header_size:,} bytes for its header, "
+                f"got {size:,} bytes; download or copy it again"
+            )
+        header_bytes = file.read(header_size)
+    try:
+        header = json.loads(header_bytes)
+        header.pop("__metadata__", None)
+        data_size = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        expected_size = 8 + header_size + data_size
+    except (ValueError, RecursionError, TypeError, KeyError, IndexError, AttributeError):
+        raise WeightsError(
+            f"{path} is not a safetensors file: expected a JSON header after its length, got {header_bytes[:16]!r}; "
+            "download or convert it again"
+        ) from None
+    if size < expected_size:
+        raise WeightsError(
+            f"{path} is truncated: expected {expected_size:,} bytes by its header, got {size:,} bytes; "
+            "download or copy it again"
+        )
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file_again:
+            return set(file_again.keys())
+    except safetensors.SafetensorError as error:
+        raise WeightsError(
+            f"{path} is damaged ({error}); expected a safetensors file; download or convert it again"
+        ) from None

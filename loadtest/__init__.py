@@ -1,0 +1,1 @@
+"""The room of proof: replayed typing, load, completion quality, benchmarks and their reports."""

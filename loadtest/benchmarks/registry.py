@@ -1,0 +1,43 @@
+"""The benchmarks by name."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from loadtest.benchmarks import decode, prefill
+from loadtest.benchmarks.machine import describe_machine, describe_versions
+
+
+class Measure(Protocol):
+    """Runs a benchmark: headline numbers, and the rows they come from."""
+
+    def __call__(self, on_progress: Callable[[str], None], /) -> tuple[dict[str, float], list[dict[str, Any]]]: ...
+
+
+class Benchmark(msgspec.Struct, frozen=True, kw_only=True):
+    """One benchmark: what it is called, what it shows, how it is run."""
+
+    name: str
+    summary: str
+    measure: Measure
+
+    def run(self, *, on_progress: Callable[[str], None]) -> dict[str, Any]:
+        """Measure, and return the result as it is written to JSON: headline, rows, machine, versions, command."""
+        headline, rows = self.measure(on_progress)
+        return {
+            "headline": headline,
+            "rows": rows,
+            "machine": describe_machine(),
+            "versions": describe_versions(),
+            "command": f"cloudcomplete bench {self.name}",
+        }
+
+
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(name="decode", summary="tokens per second at 1, 4, 16 concurrent requests", measure=decode.measure),
+        Benchmark(name="prefill", summary="prompt tokens per second", measure=prefill.measure),
+    )
+}

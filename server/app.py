@@ -1,0 +1,247 @@
+"""The server as a whole: `build` makes the object graph, `run` is its life from the open port to the exit code.
+
+The port opens at once, so that clients and health checks get an answer while the engine is loading; health says
+NOT_SERVING and requests are refused with UNAVAILABLE until the engine is warm. The engine comes from a blocking
+function of the caller's: this module knows no model.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from engine.types import CompletionEngine
+from server.admission import Admission
+from server.completer import Completer
+from server.config import ServerConfig
+from server.errors import EngineLostError, StartError
+from server.grpc_service import GrpcService
+from server.lifecycle import Lifecycle
+from server.wire import SERVICE_NAME
+
+Report = Callable[[str], None]
+"""Takes one line for the person who started the server."""
+LoadEngine = Callable[[Report], CompletionEngine]
+"""Loads, compiles and warms an engine; blocks for seconds, reports its progress, raises EngineError."""
+
+LOADING_THREAD = "load-engine"
+LAST_WORDS_S = 1.0
+"""Seconds that the last status codes get to reach their clients once the engine has stopped."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class App:
+    """The parts of one server that its life needs hold of."""
+
+    config: ServerConfig
+    lifecycle: Lifecycle
+    admission: Admission
+    completer: Completer
+    health: Any
+    """`grpc_health.v1.health.aio.HealthServicer`, which its type stubs do not know."""
+    grpc_server: grpc.aio.Server
+
+
+async def build(config: ServerConfig) -> App:
+    """Make the whole object graph: lifecycle, admission → completer → gRPC service, health, reflection."""
+    lifecycle = Lifecycle()
+    admission = Admission(config)
+    completer = Completer(config, lifecycle, admission)
+    health_servicer: Any = health.aio.HealthServicer()  # type: ignore[attr-defined,unused-ignore]
+    grpc_server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 0),  # else a second server on the same port would silently take half of the requests
+            ("grpc.max_receive_message_length", config.max_message_bytes),
+        ]
+    )
+    grpc_server.add_generic_rpc_handlers((GrpcService(completer).handler(),))
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, grpc_server)
+    reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), grpc_server)
+    app = App(
+        config=config,
+        lifecycle=lifecycle,
+        admission=admission,
+        completer=completer,
+        health=health_servicer,
+        grpc_server=grpc_server,
+    )
+    await _set_health(app, health_pb2.HealthCheckResponse.NOT_SERVING)
+    return app
+
+
+async def start(app: App) -> int:
+    """Open the port and return its number; raises StartError when it is taken or the host is unknown."""
+    host, port = app.config.host, app.config.grpc_port
+    _check_address(host, port)
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        bound_port = app.grpc_server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise StartError(f"cannot listen on {address}: {error}; choose another host or port") from None
+    await app.grpc_server.start()
+    return int(bound_port)
+
+
+async def open_engine(app: App, engine: CompletionEngine) -> None:
+    """Serve with a warm engine from now on."""
+    app.lifecycle.open(engine)
+    await _set_health(app, health_pb2.HealthCheckResponse.SERVING)
+
+
+async def stop(app: App, *, drain_s: float) -> bool:
+    """Refuse new requests, let the running ones end for at most `drain_s`, stop; returns whether all of them ended."""
+    app.lifecycle.drain()
+    await app.health.enter_graceful_shutdown()
+    is_drained = await app.admission.wait_idle(timeout_s=drain_s)
+    engine = app.lifecycle.opened_engine
+    if engine is not None:
+        await asyncio.to_thread(engine.close, timeout_s=0.0)
+    await app.grpc_server.stop(grace=LAST_WORDS_S)
+    return is_drained
+
+
+async def run(
+    config: ServerConfig,
+    load: LoadEngine,
+    *,
+    report: Report,
+    port_file: Path | None = None,
+    stopping: asyncio.Event | None = None,
+) -> None:
+    """Serve until SIGTERM, SIGINT or `stopping`; a second signal ends the process at once.
+
+    Returns when everything has ended well; raises StartError, EngineLostError, or what `load` raises. It can return
+    while `load` still runs on its daemon thread: the caller then should leave with `os._exit`.
+    """
+    stopping = asyncio.Event() if stopping is None else stopping
+    app = await build(config)
+    port = await start(app)
+    _handle_signals(stopping, report)
+    try:
+        if port_file is not None:
+            _write_port(port_file, port)
+        report(f"listening on {config.host}:{port}")
+        if await _load_and_open(app, load, report, stopping):
+            report("serving")
+            await _wait_for_any(stopping, app.lifecycle.is_broken)
+            report(f"draining: {app.admission.num_in_flight} in flight, at most {config.drain_s:g} s")
+    finally:
+        if not await stop(app, drain_s=config.drain_s):
+            report(f"some requests did not end within {config.drain_s:g} s and were told so")
+        if port_file is not None:
+            _remove_port(port_file)
+        report("stopped")
+    if app.lifecycle.is_broken.is_set():
+        raise EngineLostError("the engine ended by itself; see its error above; start the server again")
+
+
+async def _load_and_open(app: App, load: LoadEngine, report: Report, stopping: asyncio.Event) -> bool:
+    """Load on a daemon thread, which an early stop can leave behind; returns False when stopped before it was done."""
+    loop = asyncio.get_running_loop()
+    loaded: asyncio.Future[CompletionEngine] = loop.create_future()
+
+    def progress(line: str) -> None:
+        loop.call_soon_threadsafe(app.lifecycle.report_progress, line)
+        report(line)
+
+    def settle(engine: CompletionEngine | None, error: Exception | None) -> None:
+        if loaded.cancelled():
+            return
+        if error is not None:
+            loaded.set_exception(error)
+        elif engine is not None:
+            loaded.set_result(engine)
+
+    def work() -> None:
+        engine, failure = None, None
+        try:
+            engine = load(progress)
+        except Exception as error:
+            failure = error
+        try:
+            loop.call_soon_threadsafe(settle, engine, failure)
+        except RuntimeError:  # stopped meanwhile: the loop is closed
+            _log.info("the engine was loaded after the server had stopped")
+
+    threading.Thread(target=work, name=LOADING_THREAD, daemon=True).start()
+    waiting = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait((loaded, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if not loaded.done():
+            loaded.cancel()
+            return False
+        await open_engine(app, loaded.result())
+        return True
+    finally:
+        waiting.cancel()
+
+
+async def _wait_for_any(*events: asyncio.Event) -> None:
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+async def _set_health(app: App, status: "health_pb2.HealthCheckResponse.ServingStatus") -> None:
+    for service in ("", SERVICE_NAME):
+        await app.health.set(service, status)
+
+
+def _handle_signals(stopping: asyncio.Event, report: Report) -> None:
+    def on_signal(number: int) -> None:
+        if stopping.is_set():
+            report(f"second signal: leaving at once with code {128 + number}")
+            os._exit(128 + number)
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+
+
+def _check_address(host: str, port: int) -> None:
+    """Bind and release, because gRPC's own error does not say what is wrong."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise StartError(f"cannot resolve the host {host!r}: {error}; expected an address of this machine") from None
+    for family, kind, protocol, _, address in found:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+                probe.listen(1)
+            except OSError as error:
+                raise StartError(
+                    f"cannot listen on {host}:{port}: {error.strerror or error}; expected a free port of this machine; "
+                    "stop what uses it, or choose another with --grpc-port (0 takes a free one)"
+                ) from None
+
+
+def _write_port(path: Path, port: int) -> None:
+    """Write the port so that a reader sees the whole number or no file."""
+    aside = path.with_name(path.name + ".part")
+    try:
+        aside.write_text(f"{port}\n")
+        aside.replace(path)
+    except OSError as error:
+        raise StartError(f"cannot write the port to {path}: {error.strerror}; expected a writable place") from None
+
+
+def _remove_port(path: Path) -> None:
+    path.unlink(missing_ok=True)

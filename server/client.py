@@ -1,0 +1,338 @@
+"""The client: `Client` blocks, `AsyncClient` awaits; both raise the errors of `server.errors`.
+
+    with Client("127.0.0.1:50051") as client:
+        print(client.complete("def add(a, b):\\n    return ").text)
+        for text in client.stream("def add(a, b):\\n    return "):
+            print(text, end="")
+
+Closing a stream, or dropping it half read, cancels the request on the server.
+"""
+
+import asyncio
+import ipaddress
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, Self, TypedDict, Unpack
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from engine.types import ContextChunk
+from server import wire
+from server.errors import (
+    GRPC_CODES,
+    AddressError,
+    BusyError,
+    CompletionFailedError,
+    InvalidRequestError,
+    RequestFailedError,
+    UnavailableError,
+)
+from server.proto.cloudcomplete.v1 import completion_pb2 as pb
+from server.proto.cloudcomplete.v1.completion_pb2_grpc import CompletionServiceStub
+from server.types import Completion, CompletionRequest, SamplingOptions
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+DEFAULT_TIMEOUT_S = 30.0
+_ERRORS = {code: error for error, code in GRPC_CODES.items() if issubclass(error, RequestFailedError)}
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_RECONNECT_S = 0.05
+
+
+class RequestOptions(TypedDict, total=False):
+    """What a request may say beside the text around the cursor; as in `CompletionRequest` and `SamplingOptions`."""
+
+    path: str
+    language: str
+    context: Sequence[ContextChunk]
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    seed: int | None
+    max_tokens: int | None
+    stop: Sequence[str]
+    request_id: str
+    session_id: str
+
+
+class CompletionStream(Iterator[str]):
+    """The text of one answer as it grows. The request is sent when the first text is asked for."""
+
+    def __init__(self, deltas: Generator[str, None, None], ended: list[Completion]) -> None:
+        self._deltas = deltas
+        self._ended = ended
+
+    def __next__(self) -> str:
+        return next(self._deltas)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def completion(self) -> Completion | None:
+        """The whole answer, once the stream has been read to its end."""
+        return self._ended[0] if self._ended else None
+
+    def close(self) -> None:
+        """Cancel the request if it still runs; harmless when repeated. From the thread that reads the stream."""
+        self._deltas.close()
+
+
+class AsyncCompletionStream(AsyncIterator[str]):
+    """The text of one answer as it grows. The request is sent when the first text is asked for."""
+
+    def __init__(self, deltas: AsyncGenerator[str, None], ended: list[Completion]) -> None:
+        self._deltas = deltas
+        self._ended = ended
+
+    async def __anext__(self) -> str:
+        return await anext(self._deltas)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    @property
+    def completion(self) -> Completion | None:
+        """The whole answer, once the stream has been read to its end."""
+        return self._ended[0] if self._ended else None
+
+    async def aclose(self) -> None:
+        """Cancel the request if it still runs; harmless when repeated."""
+        await self._deltas.aclose()
+
+
+class Client:
+    """A connection to one server, for programs that block. May be used from several threads."""
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Connect lazily to `host:port`. `timeout_s` is for each request; infinity leaves it to the server."""
+        self.address = address
+        self._timeout_s = timeout_s
+        self._channel = grpc.insecure_channel(address, _channel_options(address))
+        self._completions = CompletionServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; requests that still run are cancelled."""
+        self._channel.close()
+
+    def complete(
+        self, before: str, after: str = "", *, timeout_s: float | None = None, **options: Unpack[RequestOptions]
+    ) -> Completion:
+        """Return the text that belongs between `before` and `after`; raises RequestFailedError."""
+        with self.stream(before, after, timeout_s=timeout_s, **options) as stream:
+            for _ in stream:
+                pass
+        assert stream.completion is not None, "a stream that ends without an error has a completion"
+        return stream.completion
+
+    def stream(
+        self, before: str, after: str = "", *, timeout_s: float | None = None, **options: Unpack[RequestOptions]
+    ) -> CompletionStream:
+        """Return the same text as it grows; iterating raises RequestFailedError."""
+        request = wire.encode_request(_to_request(before, after, options))
+        ended: list[Completion] = []
+        return CompletionStream(self._deltas(request, _to_deadline(timeout_s, self._timeout_s), ended), ended)
+
+    def is_serving(self, *, timeout_s: float = 1.0) -> bool:
+        """Tell whether the server is there, loaded and warm."""
+        try:
+            reply = self._health.Check(health_pb2.HealthCheckRequest(service=wire.SERVICE_NAME), timeout=timeout_s)
+        except grpc.RpcError:
+            return False
+        return bool(reply.status == _SERVING)
+
+    def wait_until_serving(self, *, timeout_s: float) -> None:
+        """Return when the server is loaded and warm; raises UnavailableError when it is not within `timeout_s`."""
+        request = health_pb2.HealthCheckRequest(service=wire.SERVICE_NAME)
+        deadline_s = time.monotonic() + timeout_s
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            call = self._health.Watch(request, timeout=left_s, wait_for_ready=True)
+            with suppress(grpc.RpcError):
+                for reply in call:
+                    if reply.status == _SERVING:
+                        call.cancel()
+                        return
+            time.sleep(_RECONNECT_S)
+        raise _not_serving(self.address, timeout_s)
+
+    def _deltas(
+        self, request: pb.CompleteRequest, deadline_s: float | None, ended: list[Completion]
+    ) -> Generator[str, None, None]:
+        parts: list[str] = []
+        call = self._completions.Complete(request, timeout=deadline_s)
+        try:
+            for chunk in call:
+                if wire.is_final(chunk):
+                    ended.append(wire.decode_completion("".join(parts) + chunk.text, chunk))
+                if chunk.text:
+                    parts.append(chunk.text)
+                    yield chunk.text
+        except grpc.RpcError as error:
+            raise _to_error(self.address, error) from None
+        finally:
+            call.cancel()
+        if not ended:
+            raise _cut_short(self.address)
+
+
+class AsyncClient:
+    """A connection to one server, for programs on an event loop. Used from that loop only."""
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Connect lazily to `host:port`. `timeout_s` is for each request; infinity leaves it to the server."""
+        self.address = address
+        self._timeout_s = timeout_s
+        self._options = _channel_options(address)
+        self._open_channel: grpc.aio.Channel | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; requests that still run are cancelled."""
+        if self._open_channel is not None:
+            await self._open_channel.close(None)
+            self._open_channel = None
+
+    async def complete(
+        self, before: str, after: str = "", *, timeout_s: float | None = None, **options: Unpack[RequestOptions]
+    ) -> Completion:
+        """Return the text that belongs between `before` and `after`; raises RequestFailedError."""
+        async with self.stream(before, after, timeout_s=timeout_s, **options) as stream:
+            async for _ in stream:
+                pass
+        assert stream.completion is not None, "a stream that ends without an error has a completion"
+        return stream.completion
+
+    def stream(
+        self, before: str, after: str = "", *, timeout_s: float | None = None, **options: Unpack[RequestOptions]
+    ) -> AsyncCompletionStream:
+        """Return the same text as it grows; iterating raises RequestFailedError."""
+        request = wire.encode_request(_to_request(before, after, options))
+        ended: list[Completion] = []
+        return AsyncCompletionStream(self._deltas(request, _to_deadline(timeout_s, self._timeout_s), ended), ended)
+
+    async def is_serving(self, *, timeout_s: float = 1.0) -> bool:
+        """Tell whether the server is there, loaded and warm."""
+        health = health_pb2_grpc.HealthStub(self._channel())
+        try:
+            reply = await health.Check(health_pb2.HealthCheckRequest(service=wire.SERVICE_NAME), timeout=timeout_s)
+        except grpc.RpcError:
+            return False
+        return bool(reply.status == _SERVING)
+
+    async def wait_until_serving(self, *, timeout_s: float) -> None:
+        """Return when the server is loaded and warm; raises UnavailableError when it is not within `timeout_s`."""
+        health = health_pb2_grpc.HealthStub(self._channel())
+        request = health_pb2.HealthCheckRequest(service=wire.SERVICE_NAME)
+        deadline_s = time.monotonic() + timeout_s
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            call = health.Watch(request, timeout=left_s, wait_for_ready=True)
+            with suppress(grpc.RpcError):
+                async for reply in call:
+                    if reply.status == _SERVING:
+                        call.cancel()
+                        return
+            await asyncio.sleep(_RECONNECT_S)
+        raise _not_serving(self.address, timeout_s)
+
+    def _channel(self) -> grpc.aio.Channel:
+        """Return the channel, opened at first use because it belongs to the loop that runs then."""
+        if self._open_channel is None:
+            self._open_channel = grpc.aio.insecure_channel(self.address, self._options)
+        return self._open_channel
+
+    async def _deltas(
+        self, request: pb.CompleteRequest, deadline_s: float | None, ended: list[Completion]
+    ) -> AsyncGenerator[str, None]:
+        parts: list[str] = []
+        call = CompletionServiceStub(self._channel()).Complete(request, timeout=deadline_s)
+        try:
+            async for chunk in call:
+                if wire.is_final(chunk):
+                    ended.append(wire.decode_completion("".join(parts) + chunk.text, chunk))
+                if chunk.text:
+                    parts.append(chunk.text)
+                    yield chunk.text
+        except grpc.RpcError as error:
+            raise _to_error(self.address, error) from None
+        finally:
+            call.cancel()
+        if not ended:
+            raise _cut_short(self.address)
+
+
+def _to_request(before: str, after: str, options: RequestOptions) -> CompletionRequest:
+    """Raises TypeError for an option that does not exist, as a call with a wrong argument does."""
+    given: dict[str, Any] = dict(options)
+    for name in ("context", "stop"):
+        if name in given:
+            given[name] = tuple(given[name])
+    sampling = {name: given.pop(name) for name in SamplingOptions.__struct_fields__ if name in given}
+    return CompletionRequest(before=before, after=after, sampling=SamplingOptions(**sampling), **given)
+
+
+def _to_deadline(timeout_s: float | None, default_s: float) -> float | None:
+    chosen_s = default_s if timeout_s is None else timeout_s
+    return None if math.isinf(chosen_s) else chosen_s
+
+
+def _to_error(address: str, error: grpc.RpcError) -> RequestFailedError:
+    """Turn a status back into the error that it was on the server."""
+    code, details = error.code(), error.details() or "no details"
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        metadata: dict[str, Any] = dict(error.trailing_metadata() or ())  # type: ignore[arg-type,unused-ignore]
+        retry_after_ms = metadata.get(wire.RETRY_AFTER_KEY)
+        if retry_after_ms is None:  # not our queue but gRPC's limit: the message itself is too large
+            return InvalidRequestError(f"{details}; send the text around the cursor, or raise server.max_message_bytes")
+        return BusyError(details, retry_after_s=int(retry_after_ms) / 1000)
+    if code is grpc.StatusCode.UNAVAILABLE:
+        remedy = "; start a server there (`cloudcomplete serve`) or name another" if "connect" in details else ""
+        return UnavailableError(f"{address}: {details}{remedy}")
+    return _ERRORS.get(code.name, CompletionFailedError)(details)
+
+
+def _cut_short(address: str) -> CompletionFailedError:
+    return CompletionFailedError(f"{address}: the answer ended without a finish reason; expected one; try again")
+
+
+def _not_serving(address: str, timeout_s: float) -> UnavailableError:
+    return UnavailableError(
+        f"{address} was not serving within {timeout_s:g} s; see the server's output, or wait longer"
+    )
+
+
+def _channel_options(address: str) -> list[tuple[str, int]]:
+    """Return the channel's options; raises AddressError for an address that is none."""
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 65_536):
+        raise AddressError(f"the server address is {address!r}; expected HOST:PORT, such as {DEFAULT_ADDRESS}")
+    options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 1000)]
+    if _is_loopback(host.strip("[]")):
+        options.append(("grpc.enable_http_proxy", 0))  # a proxy for the outside world does not reach this machine
+    return options
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

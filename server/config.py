@@ -1,0 +1,84 @@
+"""Deployment choices of the server: the [server] section of the configuration file."""
+
+import msgspec
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one server listens, what it accepts and how it stops."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. There is no authentication yet: other than loopback only inside a trusted network."""
+    grpc_port: int = 50051
+    """Port to listen on; 0 takes a free one, which is printed."""
+    max_in_flight: int = 256
+    """Requests that may run or wait at once; one more is refused with a hint when to try again."""
+    max_message_bytes: int = 4 * 1024 * 1024
+    """Largest gRPC message accepted."""
+    max_text_bytes: int = 1024 * 1024
+    """Most UTF-8 bytes of before, after and context together."""
+    max_context_chunks: int = 64
+    """Most context chunks in one request."""
+    default_max_tokens: int = 64
+    """New tokens for a request that names no limit."""
+    greatest_max_tokens: int = 1024
+    """Largest limit of new tokens that a request may name."""
+    default_deadline_s: float = 60.0
+    """Seconds that a request may take when it brings no deadline of its own."""
+    drain_s: float = 10.0
+    """Seconds that running requests get to end after the signal to stop."""
+    before_lines: int = 256
+    """Most lines above the cursor's that the model is shown."""
+    after_lines: int = 128
+    """Most lines below the cursor's that the model is shown."""
+    step_lines: int = 64
+    """The edges of the window move by this many lines at once, so that most keystrokes leave them where they are."""
+    before_chars: int = 24_576
+    """Most characters of text left of the cursor that the model is shown, whatever the length of its lines."""
+    after_chars: int = 12_288
+    """Most characters of text right of the cursor that the model is shown."""
+    step_chars: int = 4_096
+    """Where lines are so long that characters decide, the edges move by this many characters at once."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot hold, with ValueError; msgspec adds the path of the section."""
+        if not 0 <= self.grpc_port <= 65_535:
+            raise ValueError(f"grpc_port is {self.grpc_port}; expected 0 (any free port) to 65535")
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{name} is {value}; expected a number above 0")
+        if not 0 <= self.drain_s < float("inf"):
+            raise ValueError(f"drain_s is {self.drain_s}; expected 0 or more seconds")
+        for chars in ("before_chars", "after_chars"):
+            if getattr(self, chars) < 2 * self.step_chars:  # else the edge could lie in the text being typed
+                raise ValueError(
+                    f"{chars} is {getattr(self, chars)}; expected at least twice step_chars, which is {self.step_chars}"
+                )
+        for small, large in _ORDERED:
+            if getattr(self, small) > getattr(self, large):
+                raise ValueError(
+                    f"{small} is {getattr(self, small)}; expected at most {large}, which is {getattr(self, large)}"
+                )
+
+
+_POSITIVE = (
+    "max_in_flight",
+    "max_message_bytes",
+    "max_text_bytes",
+    "max_context_chunks",
+    "default_max_tokens",
+    "greatest_max_tokens",
+    "default_deadline_s",
+    "before_lines",
+    "after_lines",
+    "step_lines",
+    "before_chars",
+    "after_chars",
+    "step_chars",
+)
+_ORDERED = (
+    ("default_max_tokens", "greatest_max_tokens"),
+    ("max_text_bytes", "max_message_bytes"),
+    ("step_lines", "before_lines"),
+    ("step_lines", "after_lines"),
+)

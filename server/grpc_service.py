@@ -1,0 +1,60 @@
+"""The gRPC face of the completer: bytes to requests, outputs to chunks, errors to status codes. Decides nothing else.
+
+Messages are decoded in the handler, because an exception in gRPC's own deserialiser reaches the client as UNKNOWN with
+a Python message. A client that cancels, disconnects or runs out of time shows as CancelledError at an `await` of the
+handler; `aclosing` then closes the completer's generator, whose `finally` cancels the engine's request.
+"""
+
+import logging
+import math
+import uuid
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from engine.errors import EngineError, QueueFullError
+from server import wire
+from server.completer import Completer
+from server.errors import BusyError, ServerError, grpc_code
+
+_log = logging.getLogger(__name__)
+
+
+class GrpcService:
+    """`cloudcomplete.v1.CompletionService`."""
+
+    def __init__(self, completer: Completer) -> None:
+        self._completer = completer
+
+    def handler(self) -> Any:
+        """Return the handler to add to a `grpc.aio` server."""
+        complete: Any = grpc.unary_stream_rpc_method_handler(self._complete)  # no serialisers: bytes in, bytes out
+        return grpc.method_handlers_generic_handler(wire.SERVICE_NAME, {"Complete": complete})
+
+    async def _complete(self, message: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+        try:
+            request = wire.decode_request(message)
+            async with aclosing(self._completer.complete(request, deadline_s=context.time_remaining())) as outputs:
+                async for output in outputs:
+                    chunk = wire.encode_output(output, source="model")
+                    await context.write(chunk.SerializeToString())
+        except (ServerError, EngineError) as error:
+            await _abort(context, error)
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            incident = uuid.uuid4().hex[:12]
+            _log.exception("incident %s: a request failed unexpectedly", incident)
+            await context.abort(
+                grpc.StatusCode.INTERNAL,
+                f"the request failed unexpectedly; see incident {incident} in the server's log",
+            )
+
+
+async def _abort(context: "grpc.aio.ServicerContext[bytes, bytes]", error: ServerError | EngineError) -> None:
+    """End the call with the code and the message of an error."""
+    metadata: tuple[tuple[str, str], ...] = ()
+    if isinstance(error, (BusyError, QueueFullError)):
+        metadata = ((wire.RETRY_AFTER_KEY, str(math.ceil(error.retry_after_s * 1000))),)
+    await context.abort(grpc.StatusCode[grpc_code(error)], str(error), metadata)

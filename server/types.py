@@ -1,0 +1,59 @@
+"""The server's nouns: what a client asks (`CompletionRequest`) and what it has in the end (`Completion`).
+
+Transport-free; `wire.py` gives them their protobuf form. Knows no gRPC and no engine internals.
+"""
+
+import msgspec
+
+from engine.types import ContextChunk, FinishReason, Usage
+
+
+class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sampling as a client asks for it; None takes the server's default."""
+
+    temperature: float | None = None
+    """0 is greedy; larger is more random."""
+    top_k: int | None = None
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float | None = None
+    """Keep the smallest set of tokens whose probability reaches this; 1 keeps all."""
+    seed: int | None = None
+    """The same seed, prompt and parameters give the same text; None: another one each time."""
+    max_tokens: int | None = None
+    """Stop after so many new tokens."""
+    stop: tuple[str, ...] = ()
+    """Stop before the first of these texts appears."""
+
+
+class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a client asked: the text that belongs between `before` and `after`."""
+
+    before: str
+    """Text left of the cursor."""
+    after: str = ""
+    """Text right of the cursor."""
+    request_id: str = ""
+    """The client's name for the request; need not be unique. Empty: the server chooses one."""
+    path: str = ""
+    """Path of the file within its project; tells the model the language. Empty: unknown."""
+    language: str = ""
+    """Editor's language id, used where the path is empty."""
+    context: tuple[ContextChunk, ...] = ()
+    """Text of other places of the project, the most useful last."""
+    sampling: SamplingOptions = SamplingOptions()
+    session_id: str = ""
+    """The same for all requests of one open file."""
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole answer."""
+
+    text: str
+    """What belongs at the cursor."""
+    finish_reason: FinishReason
+    """Why generation ended: "stop" or "length"."""
+    usage: Usage
+    """Tokens and seconds it took, counted by the server."""
+    source: str
+    """Where the text came from: "model"."""
+    request_id: str

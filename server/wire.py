@@ -1,0 +1,112 @@
+"""The protobuf forms of the server's nouns, both ways: one place knows both vocabularies.
+
+On the wire the text left and right of the cursor is `prefix` and `suffix`, here it is `before` and `after`.
+"""
+
+from google.protobuf.message import DecodeError
+
+from engine.types import ContextChunk, FinishReason, Output, Usage
+from server.errors import InvalidRequestError
+from server.proto.cloudcomplete.v1 import completion_pb2 as pb
+from server.types import Completion, CompletionRequest, SamplingOptions
+
+SERVICE_NAME = "cloudcomplete.v1.CompletionService"
+RETRY_AFTER_KEY = "retry-after-ms"
+"""Trailing metadata of RESOURCE_EXHAUSTED: milliseconds after which to try again."""
+FINISH_REASONS: dict[FinishReason, pb.FinishReason] = {
+    "stop": pb.FINISH_REASON_STOP,
+    "length": pb.FINISH_REASON_LENGTH,
+}
+"""Endings that are answers; cancelled and failed travel as status codes."""
+SOURCES: dict[str, pb.Source] = {"model": pb.SOURCE_MODEL}
+_SAMPLING_SCALARS = ("temperature", "top_k", "top_p", "seed", "max_tokens")
+
+
+def decode_request(message: bytes) -> CompletionRequest:
+    """Read a `CompleteRequest`; raises InvalidRequestError for bytes that are none, and for invalid UTF-8."""
+    try:
+        request = pb.CompleteRequest.FromString(message)
+    except DecodeError as error:
+        raise InvalidRequestError(
+            f"the message of {len(message)} bytes is not a CompleteRequest ({error}); "
+            "expected protobuf as in completion.proto with valid UTF-8; decode a file's text before sending it"
+        ) from None
+    sampling = request.sampling
+    chosen = {name: getattr(sampling, name) for name in _SAMPLING_SCALARS }
+    return CompletionRequest(
+        before=request.prefix,
+        after=request.suffix,
+        request_id=request.request_id,
+        path=request.path,
+        language=request.language,
+        context=tuple(ContextChunk(path=chunk.path, text=chunk.text) for chunk in request.context),
+        sampling=SamplingOptions(**chosen, stop=tuple(sampling.stop)),
+        session_id=request.session_id,
+    )
+
+
+def encode_request(request: CompletionRequest) -> pb.CompleteRequest:
+    """Write a `CompleteRequest`; raises InvalidRequestError for values that no field of the wire can hold."""
+    options = request.sampling
+    chosen = {name: value for name in _SAMPLING_SCALARS if (value := getattr(options, name)) is not None}
+    try:
+        return pb.CompleteRequest(
+            prefix=request.before,
+            suffix=request.after,
+            request_id=request.request_id,
+            path=request.path,
+            language=request.language,
+            context=[pb.ContextChunk(path=chunk.path, text=chunk.text) for chunk in request.context],
+            sampling=pb.Sampling(**chosen, stop=options.stop),
+            session_id=request.session_id,
+        )
+    except (ValueError, TypeError) as error:  # lone surrogates, numbers beyond 32 bits, values of another type
+        raise InvalidRequestError(
+            f"the request cannot be sent: {error}; expected text that is valid Unicode and 32-bit numbers"
+        ) from None
+
+
+def encode_output(output: Output, *, source: str) -> pb.CompletionChunk:
+    """Write one part of an answer. Outputs that end as cancelled or failed have no chunk: they are status codes."""
+    if output.finish is None:
+        return pb.CompletionChunk(text=output.text)
+    usage = output.finish.usage
+    return pb.CompletionChunk(
+        text=output.text,
+        finish_reason=FINISH_REASONS[output.finish.reason],
+        usage=pb.Usage(
+            prompt_tokens=usage.num_prompt_tokens,
+            reused_tokens=usage.num_reused_tokens,
+            generated_tokens=usage.num_generated_tokens,
+            dropped_tokens=usage.num_dropped_tokens,
+        ),
+        timings=pb.Timings(queue_s=usage.queue_s, first_token_s=usage.first_token_s, total_s=usage.total_s),
+        source=SOURCES[source],
+        request_id=output.request_id,
+    )
+
+
+def is_final(chunk: pb.CompletionChunk) -> bool:
+    """Tell whether a chunk is the last of its answer."""
+    return chunk.finish_reason != pb.FINISH_REASON_UNSPECIFIED
+
+
+def decode_completion(text: str, final: pb.CompletionChunk) -> Completion:
+    """Read an answer from its whole text and its last chunk. A reason that only newer servers know is "stop"."""
+    reasons = {value: name for name, value in FINISH_REASONS.items()}
+    sources = {value: name for name, value in SOURCES.items()}
+    return Completion(
+        text=text,
+        finish_reason=reasons.get(final.finish_reason, "stop"),
+        usage=Usage(
+            num_prompt_tokens=final.usage.prompt_tokens,
+            num_reused_tokens=final.usage.reused_tokens,
+            num_generated_tokens=final.usage.generated_tokens,
+            num_dropped_tokens=final.usage.dropped_tokens,
+            queue_s=final.timings.queue_s,
+            first_token_s=final.timings.first_token_s,
+            total_s=final.timings.total_s,
+        ),
+        source=sources.get(final.source, "unknown"),
+        request_id=final.request_id,
+    )

@@ -1,0 +1,81 @@
+"""An engine on a runner that can be computed by hand, over the tiny tokenizer of the fixtures."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.fim import FimTemplate
+from engine.model.config import ModelConfig
+from engine.plan import EnginePlan, resolve
+from engine.tokenizer import Tokenizer
+from engine.types import Finish, Output
+from tests.engine.counting_runner import CountingRunner
+
+TINY_MODEL = Path(__file__).parent.parent / "fixtures" / "models" / "tiny-llama"
+
+
+def make_plan(*, num_slots: int = 4, max_context: int = 256, prefill_chunk: int = 16) -> EnginePlan:
+    model = ModelConfig(
+        family="llama", vocab_size=512, hidden_size=16, intermediate_size=16, num_layers=1, num_heads=1,
+        num_kv_heads=1, head_size=16, max_context=max_context,
+    )  # fmt: skip
+    config = EngineConfig(num_slots=num_slots, prefill_chunk=prefill_chunk)
+    return resolve(config, model, available_bytes=1 << 30)
+
+
+class Recorder:
+    """A sink that keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Output] = []
+
+    def __call__(self, output: Output) -> None:
+        assert not self.outputs or self.outputs[-1].finish is None, "an output after the last one"
+        self.outputs.append(output)
+
+    @property
+    def text(self) -> str:
+        return "".join(output.text for output in self.outputs)
+
+    @property
+    def finish(self) -> Finish | None:
+        return self.outputs[-1].finish if self.outputs else None
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_directory(TINY_MODEL)
+
+
+@pytest.fixture(scope="session")
+def template(tokenizer: Tokenizer) -> FimTemplate:
+    return FimTemplate.detect(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def ascii_ids(tokenizer: Tokenizer) -> list[int]:
+    """Tokens of one printable character, so that every step shows text."""
+    return [ids[0] for char in "abcdefghijklmnopqrstuvwxyz(): \n" if len(ids := tokenizer.encode(char)) == 1]
+
+
+@pytest.fixture
+def runner(ascii_ids: list[int]) -> CountingRunner:
+    return CountingRunner(ascii_ids)
+
+
+@pytest.fixture
+def make_engine(runner: CountingRunner, tokenizer: Tokenizer, template: FimTemplate) -> Callable[..., Engine]:
+    def make(*, max_waiting: int = 100, **plan: int) -> Engine:
+        return Engine(
+            runner=runner, tokenizer=tokenizer, template=template, plan=make_plan(**plan), max_waiting=max_waiting
+        )
+
+    return make
+
+
+@pytest.fixture
+def engine(make_engine: Callable[..., Engine]) -> Engine:
+    return make_engine()

@@ -1,0 +1,267 @@
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine.engine import Engine
+from engine.errors import EngineClosedError, QueueFullError, RequestError
+from engine.fim import FimTemplate, build_prompt
+from engine.tokenizer import Tokenizer
+from engine.types import Request, SamplingParams
+from tests.engine.conftest import Recorder
+from tests.engine.counting_runner import CountingRunner, completion_of
+
+
+def request(name: str, before: str = "def f():\n", *, max_tokens: int = 5, **fields) -> Request:
+    sampling = SamplingParams(max_tokens=max_tokens, stop=fields.pop("stop", ()))
+    return Request(request_id=name, before=before, cut=before.rfind("\n") + 1, sampling=sampling, **fields)
+
+
+def run_until_idle(engine: Engine) -> int:
+    steps = 0
+    while engine.has_work():
+        engine.step()
+        engine.check_integrity()
+        steps += 1
+        assert steps < 10_000, "the engine never comes to rest"
+    return steps
+
+
+def submit(engine: Engine, one: Request) -> Recorder:
+    recorder = Recorder()
+    engine.submit(one, recorder)
+    return recorder
+
+
+def expected_text(one: Request, tokenizer: Tokenizer, template: FimTemplate, choices: list[int]) -> str:
+    """What the request's prompt yields when it runs alone and whole, healing written out step by step."""
+    prompt = build_prompt(one, tokenizer, template, max_prompt_tokens=256 - max(1, one.sampling.max_tokens))
+    tokens, heal, produced, num_new = list(prompt.tokens), prompt.heal, b"", 0
+    while num_new < one.sampling.max_tokens and len(tokens) < 256:
+        allowed = tokenizer.tokens_for_bytes(heal).tolist() if heal else choices
+        [token] = completion_of(tokens, allowed, 1)
+        tokens.append(token)
+        written = tokenizer.token_bytes(token)
+        produced += written[len(heal) :]
+        num_new += len(written) > len(heal)
+        heal = heal[len(written) :]
+    return produced.decode()
+
+
+def test_a_completion_is_what_the_prompt_yields_alone(engine, tokenizer, template, ascii_ids) -> None:
+    one = request("a", "import os\n\n\ndef f():\n", max_tokens=8)
+    recorder = submit(engine, one)
+    run_until_idle(engine)
+    assert recorder.text == expected_text(one, tokenizer, template, ascii_ids)
+    assert recorder.finish.state == "finished"
+    assert recorder.finish.reason == "length"
+    assert recorder.finish.usage.num_generated_tokens == 8
+
+
+def test_the_token_before_the_cursor_is_healed_and_not_shown_again(engine, tokenizer, template, ascii_ids) -> None:
+    one = request("a", "def f():\n    retu", max_tokens=6)
+    recorder = submit(engine, one)
+    run_until_idle(engine)
+    assert recorder.text == expected_text(one, tokenizer, template, ascii_ids)
+
+
+def test_healing_is_not_held_against_the_token_limit(engine, tokenizer, template, ascii_ids) -> None:
+    requests = [request(str(i), "def f():\n" + "    return"[:i], max_tokens=1) for i in range(2, 11)]
+    recorders = [submit(engine, one) for one in requests]
+    run_until_idle(engine)
+    for one, recorder in zip(requests, recorders, strict=True):
+        assert recorder.text == expected_text(one, tokenizer, template, ascii_ids)
+    assert max(recorder.finish.usage.num_generated_tokens for recorder in recorders) > 1
+
+
+def test_many_requests_at_once_yield_what_each_yields_alone(engine, tokenizer, template, ascii_ids) -> None:
+    requests = [request(str(i), f"# file {i}\n" * (i + 1) + "x = ", max_tokens=3 + i) for i in range(11)]
+    recorders = [submit(engine, one) for one in requests]
+    run_until_idle(engine)
+    for one, recorder in zip(requests, recorders, strict=True):
+        assert recorder.text == expected_text(one, tokenizer, template, ascii_ids)
+
+
+def test_a_long_prompt_is_prefilled_in_chunks_while_others_go_on(engine) -> None:
+    running = submit(engine, request("running", "a\n", max_tokens=50))
+    engine.step()
+    long = submit(engine, request("long", "value = 1\n" * 12, max_tokens=2))
+    before = len(running.outputs)
+    steps = 0
+    while not long.outputs:
+        engine.step()
+        steps += 1
+    assert steps >= 3, "the prompt was prefilled in one step"
+    assert len(running.outputs) - before >= steps - 1, "the running sequence had to wait"
+
+
+def test_a_prompt_that_continues_an_earlier_one_is_not_computed_again(engine, runner) -> None:
+    first = request("first", "def f():\n    return 1\n" * 4 + "x", max_tokens=2)
+    submit(engine, first)
+    run_until_idle(engine)
+    computed = runner.computed_tokens
+    second = Request(request_id="second", before=first.before + " = 1", cut=first.cut, sampling=first.sampling)
+    recorder = submit(engine, second)
+    run_until_idle(engine)
+    usage = recorder.finish.usage
+    assert usage.num_reused_tokens > 0.8 * usage.num_prompt_tokens
+    # Each generated token but the last is computed too.
+    assert runner.computed_tokens - computed == (
+        usage.num_prompt_tokens - usage.num_reused_tokens + usage.num_generated_tokens - 1
+    )
+
+
+def test_a_stop_string_ends_a_completion_and_is_not_part_of_it(engine, tokenizer, template, ascii_ids) -> None:
+    one = request("a", max_tokens=40)
+    whole = expected_text(one, tokenizer, template, ascii_ids)
+    recorder = submit(engine, request("b", max_tokens=40, stop=(whole[9:12],)))
+    run_until_idle(engine)
+    assert recorder.text == whole[: whole.find(whole[9:12])]
+    assert recorder.finish.reason == "stop"
+
+
+def test_a_stop_token_ends_a_completion(engine, runner, template) -> None:
+    runner.choices = [template.stop_ids[0]]
+    recorder = submit(engine, request("a"))
+    run_until_idle(engine)
+    assert recorder.text == ""
+    assert recorder.finish.reason == "stop"
+
+
+def test_a_request_for_no_tokens_only_warms_the_kv(engine) -> None:
+    recorder = submit(engine, request("a", "x = 1\n" * 5, max_tokens=0))
+    run_until_idle(engine)
+    assert recorder.text == ""
+    assert recorder.finish.reason == "length"
+    again = submit(engine, request("b", "x = 1\n" * 5))
+    run_until_idle(engine)
+    assert again.finish.usage.num_reused_tokens == again.finish.usage.num_prompt_tokens - 1
+
+
+@pytest.mark.parametrize("steps_before", [0, 1, 2, 5])
+def test_cancelling_frees_the_slot_within_one_step(engine, steps_before: int) -> None:
+    recorder = submit(engine, request("a", "x = 1\n" * 8, max_tokens=100))
+    for _ in range(steps_before):
+        engine.step()
+    engine.cancel("a")
+    engine.cancel("a")
+    engine.step()
+    assert recorder.finish.state == "cancelled"
+    assert engine.stats().num_running == 0
+    assert not engine.has_work()
+    engine.cancel("a")
+    engine.step()
+
+
+def test_cancelled_work_stays_valid_kv(engine, tokenizer, template, ascii_ids) -> None:
+    one = request("a", "x = 1\n" * 12, max_tokens=100)
+    submit(engine, one)
+    engine.step()
+    engine.cancel("a")
+    run_until_idle(engine)
+    two = request("b", "x = 1\n" * 12, max_tokens=10)
+    recorder = submit(engine, two)
+    run_until_idle(engine)
+    assert recorder.finish.usage.num_reused_tokens == 16
+    assert recorder.text == expected_text(two, tokenizer, template, ascii_ids)
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(make_engine) -> None:
+    engine = make_engine(num_slots=1, max_waiting=2)
+    recorders = [submit(engine, request(str(i))) for i in range(3)]
+    with pytest.raises(QueueFullError, match="the queue is full: 3 requests wait and at most 2 may") as caught:
+        submit(engine, request("one too many"))
+    assert caught.value.retry_after_s > 0
+    run_until_idle(engine)
+    assert all(recorder.finish.state == "finished" for recorder in recorders)
+    assert engine.stats().num_rejected == 1
+
+
+def test_a_request_id_in_use_is_refused(engine) -> None:
+    submit(engine, request("a"))
+    with pytest.raises(RequestError, match="request_id 'a' is in use"):
+        submit(engine, request("a"))
+    run_until_idle(engine)
+    submit(engine, request("a"))
+
+
+@pytest.mark.parametrize("max_tokens", [-1, 256])
+def test_a_token_limit_outside_the_context_is_refused(engine, max_tokens: int) -> None:
+    with pytest.raises(RequestError, match=rf"max_tokens is {max_tokens}; expected 0 to 255"):
+        submit(engine, request("a", max_tokens=max_tokens))
+
+
+def test_a_failed_step_fails_what_ran_and_the_rest_goes_on(make_engine, runner, tokenizer, template, ascii_ids) -> None:
+    engine = make_engine(num_slots=2)
+    first = [submit(engine, request(str(i))) for i in range(2)]
+    waiting = request("waiting", "y = 2\n")
+    recorder = submit(engine, waiting)
+    engine.step()
+    runner.fails = True
+    engine.step()
+    assert {one.finish.state for one in first} == {"failed"}
+    assert {one.finish.error for one in first} == {"the device is out of order"}
+    run_until_idle(engine)
+    assert recorder.text == expected_text(waiting, tokenizer, template, ascii_ids)
+
+
+def test_a_closed_engine_refuses_and_finishes_what_it_has(engine) -> None:
+    recorder = submit(engine, request("a"))
+    engine.refuse_new()
+    with pytest.raises(EngineClosedError, match="the engine is stopping"):
+        submit(engine, request("b"))
+    run_until_idle(engine)
+    assert recorder.finish.state == "finished"
+
+
+def test_failing_everything_leaves_nothing_behind(engine) -> None:
+    recorders = [submit(engine, request(str(i), max_tokens=50)) for i in range(9)]
+    engine.step()
+    recorders.append(submit(engine, request("late")))
+    engine.fail_all("stopped")
+    assert {recorder.finish.state for recorder in recorders} == {"failed"}
+    assert not engine.has_work()
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_happens_each_request_ends_once_and_finished_ones_are_right(
+    data: st.DataObject,
+    make_engine: Callable[..., Engine],
+    runner: CountingRunner,
+    tokenizer: Tokenizer,
+    template: FimTemplate,
+    ascii_ids: list[int],
+) -> None:
+    runner.reset()
+    engine = make_engine(num_slots=data.draw(st.integers(1, 4)))
+    taken: dict[str, tuple[Request, Recorder]] = {}
+    for number in range(data.draw(st.integers(1, 30))):
+        match data.draw(st.sampled_from(["submit", "submit", "cancel", "step", "step", "fail"])):
+            case "submit":
+                before = data.draw(st.sampled_from(["x = 1\n", "x = 1\ny = ", "def g():\n    r", ""])) * data.draw(
+                    st.integers(1, 6)
+                )
+                tenant = data.draw(st.sampled_from(["", "other"]))
+                one = request(str(number), before, max_tokens=data.draw(st.integers(1, 7)), tenant=tenant)
+                taken[one.request_id] = one, submit(engine, one)
+            case "cancel" if taken:
+                engine.cancel(data.draw(st.sampled_from(sorted(taken))))
+            case "fail":
+                runner.fails = True
+                engine.step()
+                runner.fails = False
+            case _:
+                engine.step()
+        engine.check_integrity()
+    run_until_idle(engine)
+    for one, recorder in taken.values():
+        assert recorder.finish is not None, "an accepted request never ended"
+        expected = expected_text(one, tokenizer, template, ascii_ids)
+        if recorder.finish.state == "finished":
+            assert recorder.text == expected
+        else:
+            assert expected.startswith(recorder.text)
+    stats = engine.stats()
+    assert stats.num_finished + stats.num_cancelled + stats.num_failed == len(taken)

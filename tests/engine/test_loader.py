@@ -1,0 +1,50 @@
+import shutil
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError, ModelConfigError
+from engine.loader import compile_cache_directory, load_engine
+from engine.types import Request, SamplingParams
+from tests.engine.conftest import TINY_MODEL
+from tests.engine.test_thread import Waiter
+
+
+@pytest.fixture
+def config(tmp_path) -> EngineConfig:
+    return EngineConfig(num_slots=2, prefill_chunk=16, compile_cache=str(tmp_path))
+
+
+def complete(engine, **sampling) -> str:
+    waiter = Waiter()
+    engine.submit(Request(request_id="a", before="x = ", sampling=SamplingParams(max_tokens=8, **sampling)), waiter)
+    assert waiter.finish().state == "finished", waiter.finish().error
+    return "".join(output.text for output in waiter.outputs)
+
+
+def test_a_model_directory_becomes_a_running_engine(config) -> None:
+    progress: list[str] = []
+    engine = load_engine(TINY_MODEL, config, on_progress=progress.append)
+    try:
+        assert complete(engine) == complete(engine)
+        assert engine.stats().num_recompiles == 0
+    finally:
+        engine.close(timeout_s=5)
+    assert progress[-1] == "ready"
+
+
+def test_a_directory_without_a_model_is_refused(tmp_path, config) -> None:
+    with pytest.raises(ModelConfigError):
+        load_engine(tmp_path / "nothing", config)
+
+
+def test_attention_that_cannot_be_had_is_refused_when_asked_for_by_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CC", "/nowhere/cc")
+    shutil.copytree(TINY_MODEL, tmp_path / "model")
+    with pytest.raises(ConfigError, match="native attention cannot be used"):
+        load_engine(tmp_path / "model", EngineConfig(attention="native", compile_cache=str(tmp_path / "cache")))
+
+
+def test_compiled_programs_are_kept_in_the_users_cache_directory(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert compile_cache_directory(EngineConfig()) == tmp_path / "cloudcomplete" / "compiled"
