@@ -59,7 +59,7 @@ def resolve(config: EngineConfig, model: ModelConfig, *, available_bytes: int | 
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     slot_bytes = capacity * model.kv_bytes_per_token * jnp.dtype(dtype).itemsize // 4
-    available = _available_bytes() if available_bytes is None else available_bytes
+    available = available_kv_bytes() if available_bytes is None else available_bytes
     if config.num_slots * slot_bytes > available:
         raise ConfigError(
             f"{config.num_slots} slots of {max_context:,} tokens need {config.num_slots * slot_bytes / 1e9:.1f} GB "
@@ -85,7 +85,8 @@ def _buckets(first: int, last: int) -> tuple[int, ...]:
     return tuple(buckets)
 
 
-def _available_bytes() -> int:
+def available_kv_bytes() -> int:
+    """Return the memory of the first device that is free now."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -32,7 +32,7 @@ def decode_request(message: bytes) -> CompletionRequest:
             "expected protobuf as in completion.proto with valid UTF-8; decode a file's text before sending it"
         ) from None
     sampling = request.sampling
-    chosen = {name: getattr(sampling, name) for name in _SAMPLING_SCALARS }
+    chosen = {name: getattr(sampling, name) for name in _SAMPLING_SCALARS if sampling.HasField(name)}
     return CompletionRequest(
         before=request.prefix,
         after=request.suffix,

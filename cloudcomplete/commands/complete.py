@@ -59,6 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
         completion = _print_text(client, before, after, options, is_streamed=arguments.stream)
     if not completion.text:
         print("the model wrote nothing here", file=sys.stderr)
+    if num_dropped := completion.usage.num_dropped_tokens:
+        print(f"{num_dropped} tokens far from the cursor did not fit into the model's context", file=sys.stderr)
     if arguments.json is not None:
         write_json(arguments.json, completion)
 

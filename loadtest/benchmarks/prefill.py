@@ -33,9 +33,9 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
         on_progress(f"round {round_number} of {_ROUNDS}: a large product runs at {rates[-1] / 1e9:.0f} GFLOP/s")
     rate = max(rates)
     models = {bench.name: bench.model for bench in benches}
-    rows = []
-    for (name, num_tokens), took in seconds.items():
-        took_s, length = statistics.median(took), lengths[name, num_tokens]
+    rows: list[dict[str, Any]] = []
+    for (name, num_tokens), all_took in seconds.items():
+        took_s, length = statistics.median(all_took), lengths[name, num_tokens]
         row = {
             "model": name,
             "prompt_tokens": length,

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from loadtest.benchmarks import decode, prefill
+from loadtest.benchmarks import attention, decode, dispatch, layout, prefill
 from loadtest.benchmarks.machine import describe_machine, describe_versions
 
 
@@ -37,7 +37,10 @@ class Benchmark(msgspec.Struct, frozen=True, kw_only=True):
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
+        Benchmark(name="attention", summary="attention paths side by side", measure=attention.measure),
         Benchmark(name="decode", summary="tokens per second at 1, 4, 16 concurrent requests", measure=decode.measure),
+        Benchmark(name="dispatch", summary="weights as plain arrays and as a module", measure=dispatch.measure),
+        Benchmark(name="layout", summary="prompt tokens that a typed character costs", measure=layout.measure),
         Benchmark(name="prefill", summary="prompt tokens per second", measure=prefill.measure),
     )
 }

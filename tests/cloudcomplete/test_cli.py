@@ -132,7 +132,7 @@ def test_a_mistake_is_one_line_and_code_1(
             ("serve", "--frobnicate"),
             "cloudcomplete: unrecognized arguments: --frobnicate; see `cloudcomplete --help`\n",
         ),
-        (("bench", "nothing"), "cloudcomplete bench: 'nothing' is no benchmark; expected one of: decode, "),
+        (("bench", "nothing"), "cloudcomplete bench: 'nothing' is no benchmark; expected one of: "),
         (
             ("bench", "a", "b"),
             "cloudcomplete bench: expected one benchmark, got 2: a b; see `cloudcomplete bench --help`",
@@ -238,7 +238,7 @@ def test_info_shows_the_starter_model_and_writes_it(shell: Shell, tmp_path: Path
 def test_bench_without_a_name_lists_the_benchmarks(shell: Shell) -> None:
     done = shell("bench")
     assert done.code == 0
-    assert [line.split()[0] for line in done.out.splitlines()][:2] == ["decode", "prefill"]
+    assert {"decode", "prefill"} <= {line.split()[0] for line in done.out.splitlines()}
 
 
 def test_bench_runs_what_it_is_told_and_writes_the_result(

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from server import app
 from server.client import Client
 from server.config import ServerConfig
-from server.errors import StartError, UnavailableError
+from server.errors import BusyError, DeadlineError, StartError, UnavailableError
 from tests.server.counting_engine import WAIT_S, CountingEngine
 from tests.server.in_process_server import InProcessServer
 
@@ -116,6 +116,15 @@ def test_two_servers_never_share_a_port() -> None:
         InProcessServer(engine, grpc_port=int(first.address.split(":")[1])).__enter__()
 
 
+def test_a_port_that_is_taken_at_the_last_moment_is_refused_by_grpc_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "_check_address", lambda host, port: None)
+    engine = CountingEngine()
+    with InProcessServer(engine) as first, pytest.raises(StartError) as raised:
+        InProcessServer(engine, grpc_port=int(first.address.split(":")[1])).__enter__()
+    assert str(raised.value).startswith(f"cannot listen on {first.address}: ")
+    assert str(raised.value).endswith("; choose another host or port")
+
+
 def test_a_host_that_does_not_exist_is_named() -> None:
     async def start() -> None:
         await app.start(await app.build(ServerConfig(host="no such host")))
@@ -159,35 +168,40 @@ def test_the_first_signal_lets_running_streams_end_and_leaves_with_code_0(tmp_pa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_leaves_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    options = ("--set", "server.drain_s=60", "--set", "server.max_in_flight=1")
     with (
-        counting_server(tmp_path, "--set", "server.drain_s=60", COUNTING_GATED="1") as (process, address),
+        counting_server(tmp_path, *options, COUNTING_GATED="1") as (process, address),
         Client(address) as client,
     ):
         client.wait_until_serving(timeout_s=WAIT_S)
-        stream = client.stream("7")
-        reading = threading.Thread(target=_read_until_unavailable, args=(stream,))
+        reading = threading.Thread(target=_read_until_unavailable, args=(client,))
         reading.start()
+        _wait_until_full(client)
+        process.send_signal(number)
         assert process.stdout is not None
-        _wait_until_in_flight(process, number)
+        assert "draining: 1 in flight, at most 60 s\n" in iter(process.stdout.readline, "")
         process.send_signal(number)
         assert process.wait(WAIT_S) == 128 + number
         reading.join()
 
 
-def _read_until_unavailable(stream: Iterator[str]) -> None:
-    with pytest.raises(UnavailableError):
-        next(stream)
+def _read_until_unavailable(client: Client) -> None:
+    with suppress(UnavailableError):
+        while True:
+            with suppress(BusyError):  # the place is taken for a moment by `_wait_until_full`
+                client.complete("7", timeout_s=WAIT_S)
 
 
-def _wait_until_in_flight(process: subprocess.Popen[str], number: signal.Signals) -> None:
-    """Signal, and read until the server says that it drains."""
-    assert process.stdout is not None
-    time.sleep(0.05)  # the request is on its way; a server without one would simply have left
-    process.send_signal(number)
-    for line in process.stdout:
-        if line.startswith("draining: 1 in flight"):
+def _wait_until_full(client: Client) -> None:
+    """Ask until the server says that its one place is taken; what got the place instead runs into its deadline."""
+    for _ in range(100):
+        try:
+            client.complete("8", timeout_s=0.05)
+        except BusyError:
             return
-    raise AssertionError("the request did not arrive")
+        except DeadlineError:
+            continue
+    raise AssertionError("the other request never arrived")
 
 
 def test_a_signal_while_loading_leaves_at_once_with_code_0(tmp_path: Path) -> None:

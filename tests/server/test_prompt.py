@@ -97,6 +97,11 @@ def test_a_single_line_of_a_megabyte_is_cut_by_characters_and_the_cut_is_the_sta
     assert window.cut == 0
 
 
+def test_typing_on_a_very_long_line_moves_the_start_of_the_window_in_whole_steps() -> None:
+    starts = {num_chars - len(cut_window("x" * num_chars, "", SMALL).before) for num_chars in range(200, 300)}
+    assert starts == {140, 160, 180, 200, 220, 240}
+
+
 def test_the_request_to_the_engine_carries_the_window_and_everything_else() -> None:
     context = (ContextChunk(path="b.py", text="x = 1\n"),)
     request = CompletionRequest(before="a\nb", after="c", path="a.py", context=context, request_id="client's")
