@@ -1,7 +1,6 @@
 """`cloudcomplete info`: what a model is, what it needs on this machine, and which versions are installed."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +39,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def gather(directory: Path, config: "EngineConfig") -> dict[str, Any]:
     """Return the facts as plain values, units in the names; raises ModelError or ConfigError."""
-    import jax
     import msgspec
 
     from engine.fim import FimTemplate
-    from engine.plan import resolve
+    from engine.plan import available_kv_bytes, resolve
     from engine.tokenizer import Tokenizer
     from engine.weights.load import read_model_config
     from loadtest.benchmarks.machine import describe_machine, describe_versions
@@ -52,7 +50,7 @@ def gather(directory: Path, config: "EngineConfig") -> dict[str, Any]:
     model = read_model_config(directory)
     tokenizer = Tokenizer.from_directory(directory)
     plan = resolve(config, model)
-    free_bytes = _free_bytes(jax.local_devices()[0])
+    free_bytes = available_kv_bytes()
     slot_bytes = plan.kv_bytes // plan.num_slots
     return {
         "model": {
@@ -93,9 +91,3 @@ def describe(facts: dict[str, Any]) -> str:
     }
     return "\n".join(f"{name:<12}{value}" for name, value in rows.items())
 
-
-def _free_bytes(device: Any) -> int:
-    if device.platform == "cpu":
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    stats = device.memory_stats() or {}
-    return int(stats.get("bytes_limit", 0)) - int(stats.get("bytes_in_use", 0))

@@ -81,9 +81,9 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Tokens in a row of the decay phase: the context that is shipped."""
     decay_rows_per_step: int = 2
     """Rows in a step of the decay phase."""
-    learning_rate: float = 0.02
+    learning_rate: float = 0.006
     """Of Muon, for the hidden matrices."""
-    adam_learning_rate: float = 0.004
+    adam_learning_rate: float = 0.0012
     """Of AdamW, for embedding and norms."""
     weight_decay: float = 0.02
     """Of the hidden matrices and the embedding."""
