@@ -16,7 +16,7 @@ from engine.detokenizer import Detokenizer
 from engine.errors import EngineClosedError, QueueFullError, RequestError, StepError
 from engine.fim import FimTemplate, build_prompt
 from engine.plan import EnginePlan
-from engine.runner import Row, Runner
+from engine.runner import Choice, Row, Runner
 from engine.scheduler import Ended, Scheduler, Sequence
 from engine.tokenizer import Tokenizer
 from engine.types import EngineStats, Finish, Output, Request, Sink
@@ -123,15 +123,15 @@ class Engine:
         plan = self._scheduler.plan()
         try:
             for sequence, num_tokens in plan.prefill:
-                [token] = self._runner.run([self._row(sequence, num_tokens)])
+                [choice] = self._runner.run([self._row(sequence, num_tokens)])
                 sequence.num_computed += num_tokens
                 if sequence.phase == "decode":
-                    self._advance(sequence, token)
+                    self._advance(sequence, choice)
             if plan.decode:
-                tokens = self._runner.run([self._row(sequence, 1) for sequence in plan.decode])
-                for sequence, token in zip(plan.decode, tokens, strict=True):
+                choices = self._runner.run([self._row(sequence, 1) for sequence in plan.decode])
+                for sequence, choice in zip(plan.decode, choices, strict=True):
                     sequence.num_computed += 1
-                    self._advance(sequence, token)
+                    self._advance(sequence, choice)
         except StepError as error:
             for ended in self._scheduler.fail_running(str(error)):
                 self._emit_end(ended)
@@ -182,12 +182,13 @@ class Engine:
         allowed = self._tokenizer.tokens_for_bytes(sequence.heal) if sequence.heal else None
         return Row(sequence.slot, start, tokens, sequence.request.sampling, len(sequence.generated), allowed)
 
-    def _advance(self, sequence: Sequence, token: int) -> None:
+    def _advance(self, sequence: Sequence, choice: Choice) -> None:
         """Take one new token into a sequence and its text to the sink."""
         if sequence.max_tokens == 0:  # a warming request: only its KV was wanted
             self._emit_end(self._scheduler.end(sequence, "finished", "length"))
             return
-        sequence.append(token)
+        token = choice.token
+        sequence.append(token, choice.logit_gap)
         if token in self._stop_ids:
             self._emit_end(self._scheduler.end(sequence, "finished", "stop"), text=sequence.detokenizer.flush())
             return
@@ -203,7 +204,9 @@ class Engine:
                 self._scheduler.end(sequence, "finished", "length"), text=text + sequence.detokenizer.flush()
             )
         elif text:
-            sequence.sink(Output(request_id=sequence.request.request_id, text=text))
+            sequence.sink(
+                Output(request_id=sequence.request.request_id, text=text, logit_gap=sequence.take_logit_gap())
+            )
 
     def _is_long_enough(self, sequence: Sequence) -> bool:
         num_new = len(sequence.generated) - sequence.num_healing
@@ -224,4 +227,4 @@ class Engine:
         if ended.state == "finished":
             self._mean_service_s += 0.1 * (usage.total_s - usage.queue_s - self._mean_service_s)
         finish = Finish(state=ended.state, reason=ended.reason, usage=usage, error=ended.error)
-        sequence.sink(Output(request_id=request_id, text=text, finish=finish))
+        sequence.sink(Output(request_id=request_id, text=text, logit_gap=sequence.take_logit_gap(), finish=finish))

@@ -18,7 +18,7 @@ from engine.model.attention import Attention
 from engine.model.config import ModelConfig
 from engine.model.transformer import rope_table
 from engine.plan import EnginePlan
-from engine.sampler import NEVER, sample, unpack_allowed
+from engine.sampler import NEVER, logit_gap, sample, unpack_allowed
 
 KVCache = list[tuple[jax.Array, jax.Array]]
 """Per layer, keys and values `[slots, K, S, H]`."""
@@ -105,7 +105,7 @@ class Programs:
                 on_progress(f"compiled {number} of {len(shapes)} programs")
 
     def get(self, rows: int, width: int) -> Callable[..., tuple[KVCache, jax.Array]]:
-        """Return the program of this shape: `(leaves, kv, batch) -> (kv, tokens [rows])`."""
+        """Return the program of this shape: `(leaves, kv, batch) -> (kv, int32 [2, rows])`, tokens and gaps."""
         program = self._compiled.get((rows, width))
         if program is None:
             with self._lock:
@@ -138,7 +138,9 @@ class Programs:
         allowed = unpack_allowed(batch.allowed, self._config.vocab_size)
         logits = jnp.where(allowed, model.logits(last), NEVER)
         tokens = sample(logits, batch.temperature, batch.top_k, batch.top_p, batch.seed, batch.num_generated)
-        return kv, tokens
+        # One array to fetch instead of two.
+        gap_bits = jax.lax.bitcast_convert_type(logit_gap(logits), jnp.int32)
+        return kv, jnp.stack([tokens, gap_bits])
 
 
 def keep_compiled_programs(directory: Path) -> None:

@@ -1,6 +1,7 @@
 """Runs steps on the device: holds the weights and the resident KV, and decides nothing.
 
-The host hands over plain numbers, the device hands back one integer array: the token of every row.
+The host hands over plain numbers, the device hands back one integer array: the token of every row, and the bits of
+its logit gap.
 """
 
 import logging
@@ -35,11 +36,19 @@ class Row(NamedTuple):
     """Ids that may come next, int32; None allows every token."""
 
 
+class Choice(NamedTuple):
+    """The token chosen for a row."""
+
+    token: int
+    logit_gap: float
+    """Distance between the two best scores that were allowed."""
+
+
 class Runner(Protocol):
     """What the engine needs of a runner."""
 
-    def run(self, rows: Rows[Row]) -> list[int]:
-        """Compute the rows in one program, all of one width if there are several; return each row's next token."""
+    def run(self, rows: Rows[Row]) -> list[Choice]:
+        """Compute the rows in one program, all of one width if there are several; choose each row's next token."""
 
     def reset(self) -> None:
         """Forget all KV, after a step that failed."""
@@ -81,7 +90,7 @@ class DeviceRunner:
         for rows, width in self._programs.shapes():
             self._call(_empty_batch(rows, width, self._every_rows[rows]))
 
-    def run(self, rows: Rows[Row]) -> list[int]:
+    def run(self, rows: Rows[Row]) -> list[Choice]:
         widest = max(len(row.tokens) for row in rows)
         num_rows = next(bucket for bucket in self._plan.row_buckets if bucket >= len(rows))
         width = 1 if widest == 1 else next(bucket for bucket in self._plan.chunk_buckets if bucket >= widest)
@@ -94,8 +103,8 @@ class DeviceRunner:
             batch.top_k[i], batch.top_p[i] = row.sampling.top_k, row.sampling.top_p
         if any(row.allowed is not None for row in rows):
             batch = batch._replace(allowed=self._pack_allowed(rows, num_rows))
-        tokens: list[int] = self._call(batch)[: len(rows)].tolist()
-        return tokens
+        tokens, gap_bits = self._call(batch)
+        return list(map(Choice, tokens[: len(rows)].tolist(), gap_bits.view(np.float32)[: len(rows)].tolist()))
 
     def reset(self) -> None:
         self._kv = make_kv(self._config, self._plan)
@@ -111,8 +120,8 @@ class DeviceRunner:
 
     def _call(self, batch: Batch) -> np.ndarray:
         try:
-            self._kv, tokens = self._programs.get(*batch.tokens.shape)(self._programs.leaves, self._kv, batch)
-            return np.asarray(tokens)
+            self._kv, chosen = self._programs.get(*batch.tokens.shape)(self._programs.leaves, self._kv, batch)
+            return np.asarray(chosen)
         except jax.errors.JaxRuntimeError as error:
             raise StepError(f"the device program of {batch.tokens.shape} tokens failed: {error}") from error
 

@@ -31,6 +31,14 @@ def best_token(logits: Float[Array, "B V"]) -> Int[Array, "B"]:
     return (best_block * block + within).astype(jnp.int32)
 
 
+def logit_gap(logits: Float[Array, "B V"]) -> Float[Array, "B"]:
+    """Return the distance between the two best scores; 0 where they tie."""
+    best = best_token(logits)
+    rest = jnp.where(jnp.arange(logits.shape[1]) == best[:, None], -jnp.inf, logits)
+    gap: Float[Array, "B"] = logits.max(axis=-1) - rest.max(axis=-1)
+    return gap
+
+
 def sample(
     logits: Float[Array, "B V"],
     temperature: Float[Array, "B"],

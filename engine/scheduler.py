@@ -47,6 +47,8 @@ class Sequence:
         """Leading tokens of prompt and completion whose KV is in the slot."""
         self.num_reused = 0
         self.num_dropped = num_dropped
+        self.logit_gap: float | None = None
+        """Smallest since the last output; see `Output.logit_gap`."""
         self.submitted_at = time.monotonic()
         self.started_at = 0.0
         self.first_token_at = 0.0
@@ -55,11 +57,17 @@ class Sequence:
     def phase(self) -> Phase:
         return "prefill" if self.num_computed < len(self.prompt) else "decode"
 
-    def append(self, token: int) -> None:
+    def append(self, token: int, logit_gap: float) -> None:
         """Take one new token."""
         if not self.generated:
             self.first_token_at = time.monotonic()
         self.generated.append(token)
+        self.logit_gap = logit_gap if self.logit_gap is None else min(self.logit_gap, logit_gap)
+
+    def take_logit_gap(self) -> float | None:
+        """Return the smallest gap since the last call."""
+        gap, self.logit_gap = self.logit_gap, None
+        return gap
 
     def usage(self) -> Usage:
         """Return what the request has cost so far."""
@@ -125,7 +133,8 @@ class Scheduler:
     def plan(self) -> StepPlan:
         """Admit waiting sequences into free slots, then plan the next step; empty lists mean nothing to do."""
         while self._waiting:
-            taken = self._slots.acquire(self._waiting[0].prompt, self._waiting[0].request.tenant)
+            first = self._waiting[0]
+            taken = self._slots.acquire(first.prompt, first.request.tenant, may_reuse=not first.request.is_fresh)
             if taken is None:
                 break
             sequence = self._waiting.popleft()

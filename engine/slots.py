@@ -32,7 +32,7 @@ class SlotTable:
     def num_held(self) -> int:
         return sum(slot.is_held for slot in self._slots)
 
-    def acquire(self, prompt: np.ndarray, tenant: str) -> tuple[int, int] | None:
+    def acquire(self, prompt: np.ndarray, tenant: str, *, may_reuse: bool = True) -> tuple[int, int] | None:
         """Take a free slot for `prompt` (int32 `[T]`); return it and how many leading tokens need no computing.
 
         At least one token is left to compute, since its scores are needed. The slot with the longest common prefix
@@ -42,7 +42,7 @@ class SlotTable:
         free = [(i, slot) for i, slot in enumerate(self._slots) if not slot.is_held]
         if not free:
             return None
-        common = {i: self._common(slot, prompt, tenant) for i, slot in free}
+        common = {i: self._common(slot, prompt, tenant) if may_reuse else 0 for i, slot in free}
         chosen = max(common, key=lambda i: (common[i], -self._slots[i].last_used))
         if common[chosen] * 2 < min(len(self._slots[chosen].tokens), len(prompt)):
             chosen = min(free, key=lambda item: (item[1].last_used, item[0]))[0]

@@ -54,6 +54,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     sampling: SamplingParams = SamplingParams()
     tenant: str = ""
     """Requests of different tenants never share KV."""
+    is_fresh: bool = False
+    """Compute everything anew, use no KV of earlier requests: the oracle of every reuse."""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +89,9 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
 
     request_id: str
     text: str
+    logit_gap: float | None = None
+    """Smallest distance between the two best scores at any token since the last output; near 0 means that rounding
+    could have chosen another token. None: no token."""
     finish: Finish | None = None
 
 

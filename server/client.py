@@ -32,7 +32,7 @@ from server.errors import (
 )
 from server.proto.cloudcomplete.v1 import completion_pb2 as pb
 from server.proto.cloudcomplete.v1.completion_pb2_grpc import CompletionServiceStub
-from server.types import Completion, CompletionRequest, SamplingOptions
+from server.types import Completion, CompletionPart, CompletionRequest, SamplingOptions
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 30.0
@@ -55,6 +55,7 @@ class RequestOptions(TypedDict, total=False):
     stop: Sequence[str]
     request_id: str
     session_id: str
+    is_fresh: bool
 
 
 class CompletionStream(Iterator[str]):
@@ -173,14 +174,14 @@ class Client:
     def _deltas(
         self, request: pb.CompleteRequest, deadline_s: float | None, ended: list[Completion]
     ) -> Generator[str, None, None]:
-        parts: list[str] = []
+        parts: list[CompletionPart] = []
         call = self._completions.Complete(request, timeout=deadline_s)
         try:
             for chunk in call:
+                parts.append(wire.decode_part(chunk))
                 if wire.is_final(chunk):
-                    ended.append(wire.decode_completion("".join(parts) + chunk.text, chunk))
+                    ended.append(wire.decode_completion(parts, chunk))
                 if chunk.text:
-                    parts.append(chunk.text)
                     yield chunk.text
         except grpc.RpcError as error:
             raise _to_error(self.address, error) from None
@@ -263,14 +264,14 @@ class AsyncClient:
     async def _deltas(
         self, request: pb.CompleteRequest, deadline_s: float | None, ended: list[Completion]
     ) -> AsyncGenerator[str, None]:
-        parts: list[str] = []
+        parts: list[CompletionPart] = []
         call = CompletionServiceStub(self._channel()).Complete(request, timeout=deadline_s)
         try:
             async for chunk in call:
+                parts.append(wire.decode_part(chunk))
                 if wire.is_final(chunk):
-                    ended.append(wire.decode_completion("".join(parts) + chunk.text, chunk))
+                    ended.append(wire.decode_completion(parts, chunk))
                 if chunk.text:
-                    parts.append(chunk.text)
                     yield chunk.text
         except grpc.RpcError as error:
             raise _to_error(self.address, error) from None

@@ -43,6 +43,16 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     sampling: SamplingOptions = SamplingOptions()
     session_id: str = ""
     """The same for all requests of one open file."""
+    is_fresh: bool = False
+    """Compute everything anew, use nothing kept from earlier requests."""
+
+
+class CompletionPart(msgspec.Struct, frozen=True, kw_only=True):
+    """Text that came in one chunk."""
+
+    text: str
+    logit_gap: float | None
+    """Smallest distance between the two best scores at any of its tokens."""
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,4 +66,6 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens and seconds it took, counted by the server."""
     source: str
     """Where the text came from: "model"."""
+    parts: tuple[CompletionPart, ...]
+    """The text as it came."""
     request_id: str

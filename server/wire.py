@@ -3,12 +3,14 @@
 On the wire the text left and right of the cursor is `prefix` and `suffix`, here it is `before` and `after`.
 """
 
+from collections.abc import Sequence
+
 from google.protobuf.message import DecodeError
 
 from engine.types import ContextChunk, FinishReason, Output, Usage
 from server.errors import InvalidRequestError
 from server.proto.cloudcomplete.v1 import completion_pb2 as pb
-from server.types import Completion, CompletionRequest, SamplingOptions
+from server.types import Completion, CompletionPart, CompletionRequest, SamplingOptions
 
 SERVICE_NAME = "cloudcomplete.v1.CompletionService"
 RETRY_AFTER_KEY = "retry-after-ms"
@@ -42,6 +44,7 @@ def decode_request(message: bytes) -> CompletionRequest:
         context=tuple(ContextChunk(path=chunk.path, text=chunk.text) for chunk in request.context),
         sampling=SamplingOptions(**chosen, stop=tuple(sampling.stop)),
         session_id=request.session_id,
+        is_fresh=request.fresh,
     )
 
 
@@ -59,6 +62,7 @@ def encode_request(request: CompletionRequest) -> pb.CompleteRequest:
             context=[pb.ContextChunk(path=chunk.path, text=chunk.text) for chunk in request.context],
             sampling=pb.Sampling(**chosen, stop=options.stop),
             session_id=request.session_id,
+            fresh=request.is_fresh,
         )
     except (ValueError, TypeError) as error:  # lone surrogates, numbers beyond 32 bits, values of another type
         raise InvalidRequestError(
@@ -69,10 +73,11 @@ def encode_request(request: CompletionRequest) -> pb.CompleteRequest:
 def encode_output(output: Output, *, source: str) -> pb.CompletionChunk:
     """Write one part of an answer. Outputs that end as cancelled or failed have no chunk: they are status codes."""
     if output.finish is None:
-        return pb.CompletionChunk(text=output.text)
+        return pb.CompletionChunk(text=output.text, logit_gap=output.logit_gap)
     usage = output.finish.usage
     return pb.CompletionChunk(
         text=output.text,
+        logit_gap=output.logit_gap,
         finish_reason=FINISH_REASONS[output.finish.reason],
         usage=pb.Usage(
             prompt_tokens=usage.num_prompt_tokens,
@@ -91,12 +96,18 @@ def is_final(chunk: pb.CompletionChunk) -> bool:
     return chunk.finish_reason != pb.FINISH_REASON_UNSPECIFIED
 
 
-def decode_completion(text: str, final: pb.CompletionChunk) -> Completion:
-    """Read an answer from its whole text and its last chunk. A reason that only newer servers know is "stop"."""
+def decode_part(chunk: pb.CompletionChunk) -> CompletionPart:
+    """Read what every chunk has."""
+    return CompletionPart(text=chunk.text, logit_gap=chunk.logit_gap if chunk.HasField("logit_gap") else None)
+
+
+def decode_completion(parts: Sequence[CompletionPart], final: pb.CompletionChunk) -> Completion:
+    """Read an answer from all its parts and its last chunk. A reason that only newer servers know is "stop"."""
     reasons = {value: name for name, value in FINISH_REASONS.items()}
     sources = {value: name for name, value in SOURCES.items()}
     return Completion(
-        text=text,
+        text="".join(part.text for part in parts),
+        parts=tuple(parts),
         finish_reason=reasons.get(final.finish_reason, "stop"),
         usage=Usage(
             num_prompt_tokens=final.usage.prompt_tokens,

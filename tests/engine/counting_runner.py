@@ -8,7 +8,7 @@ from collections.abc import Sequence as Rows
 import numpy as np
 
 from engine.errors import StepError
-from engine.runner import Row
+from engine.runner import Choice, Row
 
 
 def next_token(tokens: list[int], choices: Rows[int]) -> int:
@@ -47,7 +47,7 @@ class CountingRunner:
     def num_recompiles(self) -> int:
         return 0
 
-    def run(self, rows: Rows[Row]) -> list[int]:
+    def run(self, rows: Rows[Row]) -> list[Choice]:
         if self.fails:
             self.fails = False
             raise StepError("the device is out of order")
@@ -57,9 +57,10 @@ class CountingRunner:
     def reset(self) -> None:
         self.kv.clear()
 
-    def _run_row(self, row: Row) -> int:
+    def _run_row(self, row: Row) -> Choice:
         held = self.kv.setdefault(row.slot, [])
         assert row.start <= len(held), "a gap in the KV"
         held[row.start :] = map(int, row.tokens)
         self.computed_tokens += len(row.tokens)
-        return next_token(held, self.choices if row.allowed is None else np.asarray(row.allowed).tolist())
+        token = next_token(held, self.choices if row.allowed is None else np.asarray(row.allowed).tolist())
+        return Choice(token, float(token))

@@ -112,6 +112,22 @@ def test_a_prompt_that_continues_an_earlier_one_is_not_computed_again(engine, ru
     )
 
 
+def test_a_fresh_request_uses_no_kept_kv(engine) -> None:
+    submit(engine, request("first", "x = 1\n" * 9))
+    run_until_idle(engine)
+    again = request("again", "x = 1\n" * 9, is_fresh=True)
+    recorder = submit(engine, again)
+    run_until_idle(engine)
+    assert recorder.finish.usage.num_reused_tokens == 0
+
+
+def test_an_output_tells_the_smallest_logit_gap_of_its_tokens(engine, tokenizer) -> None:
+    recorder = submit(engine, request("a", max_tokens=6))
+    run_until_idle(engine)
+    # The runner's gap is the token itself.
+    assert [output.logit_gap for output in recorder.outputs] == [float(tokenizer.encode(c)[0]) for c in recorder.text]
+
+
 def test_a_stop_string_ends_a_completion_and_is_not_part_of_it(engine, tokenizer, template, ascii_ids) -> None:
     one = request("a", max_tokens=40)
     whole = expected_text(one, tokenizer, template, ascii_ids)

@@ -68,15 +68,17 @@ def reference(tokens: list[int], count: int) -> list[int]:
 
 def prefill(runner: DeviceRunner, slot: int, tokens: list[int], *, chunk: int = 32, start: int = 0, **row) -> int:
     for i in range(start, len(tokens), chunk):
-        [token] = runner.run([Row(slot, i, tokens[i : i + chunk], row.get("sampling", GREEDY), 0, row.get("allowed"))])
+        [(token, _)] = runner.run(
+            [Row(slot, i, tokens[i : i + chunk], row.get("sampling", GREEDY), 0, row.get("allowed"))]
+        )
     return token
 
 
 def decode(runner: DeviceRunner, slots: list[int], sequences: list[list[int]], count: int) -> list[list[int]]:
     for _ in range(count):
         rows = [Row(slot, len(s) - 1, s[-1:], GREEDY, 0) for slot, s in zip(slots, sequences, strict=True)]
-        for sequence, token in zip(sequences, runner.run(rows), strict=True):
-            sequence.append(token)
+        for sequence, choice in zip(sequences, runner.run(rows), strict=True):
+            sequence.append(choice.token)
     return sequences
 
 
@@ -128,6 +130,12 @@ def test_only_allowed_tokens_come_out(runner) -> None:
     assert prefill(runner, 0, PROMPT, allowed=allowed) == allowed[logits[allowed].argmax()]
 
 
+def test_the_logit_gap_is_the_distance_of_the_two_best_scores(runner) -> None:
+    [choice] = runner.run([Row(0, 0, PROMPT[:20], GREEDY, 0)])
+    second, best = np.sort(reference_logits(PROMPT[:20]))[-2:]
+    assert choice.logit_gap == pytest.approx(best - second, abs=1e-5)
+
+
 def test_ids_that_only_the_model_has_never_come_out(runner) -> None:
     hot = SamplingParams(temperature=100.0)
     tokens = {prefill(runner, 0, PROMPT[:3], sampling=SamplingParams(temperature=100.0, seed=s)) for s in range(150)}
@@ -140,9 +148,9 @@ def test_a_sampled_token_depends_on_its_seed_and_not_on_its_neighbours(runner) -
     sampling = [SamplingParams(temperature=1.5, seed=seed, top_k=20, top_p=0.9) for seed in (1, 2, 3)]
     for slot in range(3):
         prefill(runner, slot, PROMPT)
-    alone = [runner.run([Row(i, len(PROMPT), [4], s, 1)])[0] for i, s in enumerate(sampling)]
-    together = runner.run([Row(i, len(PROMPT), [4], s, 1) for i, s in enumerate(sampling)])
-    assert together == alone
+    rows = [Row(i, len(PROMPT), [4], s, 1) for i, s in enumerate(sampling)]
+    alone = [runner.run([row])[0].token for row in rows]
+    assert [choice.token for choice in runner.run(rows)] == alone
 
 
 def test_nothing_is_compiled_after_warm_up(runner) -> None:
@@ -160,7 +168,7 @@ def test_a_program_that_was_not_compiled_ahead_is_counted() -> None:
         graphdef=LOADED.graphdef, weights=LOADED.weights, config=MODEL, plan=plan, attention=xla_attention,
         num_tokens=NUM_TOKENS,
     )  # fmt: skip
-    assert cold.run([Row(0, 0, [5], GREEDY, 0)]) == reference([5], 1)
+    assert [choice.token for choice in cold.run([Row(0, 0, [5], GREEDY, 0)])] == reference([5], 1)
     assert cold.num_recompiles == 1
 
 

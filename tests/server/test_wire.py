@@ -9,7 +9,7 @@ from server import wire
 from server.errors import InvalidRequestError
 from server.proto.__main__ import PROTO, ROOT, generate
 from server.proto.cloudcomplete.v1 import completion_pb2 as pb
-from server.types import CompletionRequest, SamplingOptions
+from server.types import CompletionPart, CompletionRequest, SamplingOptions
 
 
 def test_a_request_survives_the_way_over_the_wire() -> None:
@@ -22,6 +22,7 @@ def test_a_request_survives_the_way_over_the_wire() -> None:
         context=(ContextChunk(path="b.py", text="x"), ContextChunk(path="c.py", text="y")),
         sampling=SamplingOptions(temperature=0.0, top_k=0, top_p=0.5, seed=0, max_tokens=7, stop=("\n", "#")),
         session_id="s1",
+        is_fresh=True,
     )
     assert wire.decode_request(wire.encode_request(request).SerializeToString()) == request
 
@@ -50,7 +51,7 @@ def test_values_that_no_field_can_hold_are_refused_before_they_are_sent(request_
 
 
 def test_only_the_last_chunk_is_final_and_has_everything() -> None:
-    delta = wire.encode_output(Output(request_id="r", text="a"), source="model")
+    delta = wire.encode_output(Output(request_id="r", text="a", logit_gap=0.25), source="model")
     assert not wire.is_final(delta)
     usage = Usage(
         num_prompt_tokens=5,
@@ -64,7 +65,9 @@ def test_only_the_last_chunk_is_final_and_has_everything() -> None:
     finish = Finish(state="finished", reason="length", usage=usage)
     final = wire.encode_output(Output(request_id="r", text="b", finish=finish), source="model")
     assert wire.is_final(final)
-    completion = wire.decode_completion("ab", final)
+    parts = [wire.decode_part(delta), wire.decode_part(final)]
+    completion = wire.decode_completion(parts, final)
+    assert [(part.text, part.logit_gap) for part in completion.parts] == [("a", 0.25), ("b", None)]
     assert (completion.text, completion.finish_reason, completion.source) == ("ab", "length", "model")
     assert (completion.usage, completion.request_id) == (usage, "r")
 
@@ -72,7 +75,7 @@ def test_only_the_last_chunk_is_final_and_has_everything() -> None:
 def test_what_a_newer_server_says_is_understood_as_far_as_possible() -> None:
     final = pb.CompletionChunk.FromString(bytes([0x10, 99, 0x28, 98]))  # finish_reason 99, source 98
     assert wire.is_final(final)
-    completion = wire.decode_completion("text", final)
+    completion = wire.decode_completion([CompletionPart(text="text", logit_gap=None)], final)
     assert (completion.finish_reason, completion.source) == ("stop", "unknown")
 
 

@@ -24,29 +24,29 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.server/proto/cloudcomplete/v1/completion.proto\x12\x10\x63loudcomplete.v1\"\xd8\x01\n\x0f\x43ompleteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\x0e\n\x06suffix\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x10\n\x08language\x18\x05 \x01(\t\x12/\n\x07\x63ontext\x18\x06 \x03(\x0b\x32\x1e.cloudcomplete.v1.ContextChunk\x12,\n\x08sampling\x18\x07 \x01(\x0b\x32\x1a.cloudcomplete.v1.Sampling\x12\x12\n\nsession_id\x18\x08 \x01(\t\"*\n\x0c\x43ontextChunk\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xc2\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\tB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x07\n\x05_seedB\r\n\x0b_max_tokens\"\xe8\x01\n\x0f\x43ompletionChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x35\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x1e.cloudcomplete.v1.FinishReason\x12&\n\x05usage\x18\x03 \x01(\x0b\x32\x17.cloudcomplete.v1.Usage\x12*\n\x07timings\x18\x04 \x01(\x0b\x32\x19.cloudcomplete.v1.Timings\x12(\n\x06source\x18\x05 \x01(\x0e\x32\x18.cloudcomplete.v1.Source\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"g\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rreused_tokens\x18\x02 \x01(\r\x12\x18\n\x10generated_tokens\x18\x03 \x01(\r\x12\x16\n\x0e\x64ropped_tokens\x18\x04 \x01(\r\"B\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x15\n\rfirst_token_s\x18\x02 \x01(\x01\x12\x0f\n\x07total_s\x18\x03 \x01(\x01*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*8\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSOURCE_MODEL\x10\x01\"\x04\x08\x02\x10\x0f\x32g\n\x11\x43ompletionService\x12R\n\x08\x43omplete\x12!.cloudcomplete.v1.CompleteRequest\x1a!.cloudcomplete.v1.CompletionChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.server/proto/cloudcomplete/v1/completion.proto\x12\x10\x63loudcomplete.v1\"\xe7\x01\n\x0f\x43ompleteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\x0e\n\x06suffix\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x10\n\x08language\x18\x05 \x01(\t\x12/\n\x07\x63ontext\x18\x06 \x03(\x0b\x32\x1e.cloudcomplete.v1.ContextChunk\x12,\n\x08sampling\x18\x07 \x01(\x0b\x32\x1a.cloudcomplete.v1.Sampling\x12\x12\n\nsession_id\x18\x08 \x01(\t\x12\r\n\x05\x66resh\x18\t \x01(\x08\"*\n\x0c\x43ontextChunk\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xc2\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\tB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x07\n\x05_seedB\r\n\x0b_max_tokens\"\x8e\x02\n\x0f\x43ompletionChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x35\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x1e.cloudcomplete.v1.FinishReason\x12&\n\x05usage\x18\x03 \x01(\x0b\x32\x17.cloudcomplete.v1.Usage\x12*\n\x07timings\x18\x04 \x01(\x0b\x32\x19.cloudcomplete.v1.Timings\x12(\n\x06source\x18\x05 \x01(\x0e\x32\x18.cloudcomplete.v1.Source\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x16\n\tlogit_gap\x18\x07 \x01(\x02H\x00\x88\x01\x01\x42\x0c\n\n_logit_gap\"g\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rreused_tokens\x18\x02 \x01(\r\x12\x18\n\x10generated_tokens\x18\x03 \x01(\r\x12\x16\n\x0e\x64ropped_tokens\x18\x04 \x01(\r\"B\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x15\n\rfirst_token_s\x18\x02 \x01(\x01\x12\x0f\n\x07total_s\x18\x03 \x01(\x01*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*8\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSOURCE_MODEL\x10\x01\"\x04\x08\x02\x10\x0f\x32g\n\x11\x43ompletionService\x12R\n\x08\x43omplete\x12!.cloudcomplete.v1.CompleteRequest\x1a!.cloudcomplete.v1.CompletionChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'server.proto.cloudcomplete.v1.completion_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=936
-  _globals['_FINISHREASON']._serialized_end=1031
-  _globals['_SOURCE']._serialized_start=1033
-  _globals['_SOURCE']._serialized_end=1089
+  _globals['_FINISHREASON']._serialized_start=989
+  _globals['_FINISHREASON']._serialized_end=1084
+  _globals['_SOURCE']._serialized_start=1086
+  _globals['_SOURCE']._serialized_end=1142
   _globals['_COMPLETEREQUEST']._serialized_start=69
-  _globals['_COMPLETEREQUEST']._serialized_end=285
-  _globals['_CONTEXTCHUNK']._serialized_start=287
-  _globals['_CONTEXTCHUNK']._serialized_end=329
-  _globals['_SAMPLING']._serialized_start=332
-  _globals['_SAMPLING']._serialized_end=526
-  _globals['_COMPLETIONCHUNK']._serialized_start=529
-  _globals['_COMPLETIONCHUNK']._serialized_end=761
-  _globals['_USAGE']._serialized_start=763
-  _globals['_USAGE']._serialized_end=866
-  _globals['_TIMINGS']._serialized_start=868
-  _globals['_TIMINGS']._serialized_end=934
-  _globals['_COMPLETIONSERVICE']._serialized_start=1091
-  _globals['_COMPLETIONSERVICE']._serialized_end=1194
+  _globals['_COMPLETEREQUEST']._serialized_end=300
+  _globals['_CONTEXTCHUNK']._serialized_start=302
+  _globals['_CONTEXTCHUNK']._serialized_end=344
+  _globals['_SAMPLING']._serialized_start=347
+  _globals['_SAMPLING']._serialized_end=541
+  _globals['_COMPLETIONCHUNK']._serialized_start=544
+  _globals['_COMPLETIONCHUNK']._serialized_end=814
+  _globals['_USAGE']._serialized_start=816
+  _globals['_USAGE']._serialized_end=919
+  _globals['_TIMINGS']._serialized_start=921
+  _globals['_TIMINGS']._serialized_end=987
+  _globals['_COMPLETIONSERVICE']._serialized_start=1144
+  _globals['_COMPLETIONSERVICE']._serialized_end=1247
 # @@protoc_insertion_point(module_scope)

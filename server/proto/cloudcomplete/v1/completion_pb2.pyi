@@ -24,7 +24,7 @@ SOURCE_UNSPECIFIED: Source
 SOURCE_MODEL: Source
 
 class CompleteRequest(_message.Message):
-    __slots__ = ("request_id", "prefix", "suffix", "path", "language", "context", "sampling", "session_id")
+    __slots__ = ("request_id", "prefix", "suffix", "path", "language", "context", "sampling", "session_id", "fresh")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     SUFFIX_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class CompleteRequest(_message.Message):
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    FRESH_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prefix: str
     suffix: str
@@ -41,7 +42,8 @@ class CompleteRequest(_message.Message):
     context: _containers.RepeatedCompositeFieldContainer[ContextChunk]
     sampling: Sampling
     session_id: str
-    def __init__(self, request_id: _Optional[str] = ..., prefix: _Optional[str] = ..., suffix: _Optional[str] = ..., path: _Optional[str] = ..., language: _Optional[str] = ..., context: _Optional[_Iterable[_Union[ContextChunk, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., session_id: _Optional[str] = ...) -> None: ...
+    fresh: bool
+    def __init__(self, request_id: _Optional[str] = ..., prefix: _Optional[str] = ..., suffix: _Optional[str] = ..., path: _Optional[str] = ..., language: _Optional[str] = ..., context: _Optional[_Iterable[_Union[ContextChunk, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., session_id: _Optional[str] = ..., fresh: _Optional[bool] = ...) -> None: ...
 
 class ContextChunk(_message.Message):
     __slots__ = ("path", "text")
@@ -68,20 +70,22 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CompletionChunk(_message.Message):
-    __slots__ = ("text", "finish_reason", "usage", "timings", "source", "request_id")
+    __slots__ = ("text", "finish_reason", "usage", "timings", "source", "request_id", "logit_gap")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_GAP_FIELD_NUMBER: _ClassVar[int]
     text: str
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
     source: Source
     request_id: str
-    def __init__(self, text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., source: _Optional[_Union[Source, str]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    logit_gap: float
+    def __init__(self, text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., source: _Optional[_Union[Source, str]] = ..., request_id: _Optional[str] = ..., logit_gap: _Optional[float] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "reused_tokens", "generated_tokens", "dropped_tokens")
