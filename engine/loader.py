@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import msgspec
 
 from engine.config import EngineConfig
 from engine.engine import Engine
@@ -38,7 +37,7 @@ def load_engine(
     Blocks for seconds; raises ModelError or ConfigError.
     """
     directory, config = model or STARTER, config or EngineConfig()
-    on_progress(f"reading {directory.name}")
+    on_progress(f"reading the model {directory.name}")
     plan = resolve(config, read_model_config(directory))
     tokenizer = Tokenizer.from_directory(directory)
     template = FimTemplate.detect(tokenizer)
@@ -69,7 +68,15 @@ def build_engine(
         )
     except RuntimeError as error:
         raise ConfigError(str(error)) from None
-    logger.info("plan: %s, attention=%s, backend=%s", msgspec.to_builtins(plan), attention_name, jax.default_backend())
+    logger.info(
+        "%d slots of %s tokens (%.0f MB of KV), %s, %s attention on %s",
+        plan.num_slots,
+        f"{plan.max_context:,}",
+        plan.kv_bytes / 1e6,
+        plan.dtype,
+        attention_name,
+        jax.default_backend(),
+    )
     runner = DeviceRunner(
         graphdef=loaded.graphdef,
         weights=loaded.weights,

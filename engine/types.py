@@ -122,6 +122,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
 class CompletionEngine(Protocol):
     """What a server needs of an engine. All methods may be called from any thread."""
 
+    @property
+    def is_alive(self) -> bool:
+        """False once it has ended, by `close` or because of a defect."""
+
     def submit(self, request: Request, sink: Sink) -> None:
         """Accept a request, or raise RequestError, QueueFullError or EngineClosedError."""
 

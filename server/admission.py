@@ -115,7 +115,7 @@ class Admission:
         temperature = 0.0 if options.temperature is None else options.temperature
         if not 0 <= temperature <= MAX_TEMPERATURE:  # also false for NaN
             raise InvalidRequestError(
-                f"temperature is {temperature}; expected 0 (greedy) to {MAX_TEMPERATURE:g}; leave it out for greedy"
+                f"temperature is {temperature}; expected 0 (greedy) to {MAX_TEMPERATURE:g}; 0 is greedy"
             )
         top_k = 0 if options.top_k is None else options.top_k
         if not 0 <= top_k <= MAX_TOP_K:

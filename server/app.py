@@ -35,6 +35,8 @@ LoadEngine = Callable[[Report], CompletionEngine]
 """Loads, compiles and warms an engine; blocks for seconds, reports its progress, raises EngineError."""
 
 LOADING_THREAD = "load-engine"
+WATCH_S = 0.5
+"""How often the engine is looked after."""
 LAST_WORDS_S = 1.0
 """Seconds that the last status codes get to reach their clients once the engine has stopped."""
 
@@ -135,7 +137,9 @@ async def run(
         report(f"listening on {config.host}:{port}")
         if await _load_and_open(app, load, report, stopping):
             report("serving")
+            watching = asyncio.create_task(_watch_engine(app.lifecycle))
             await _wait_for_any(stopping, app.lifecycle.is_broken)
+            watching.cancel()
             report(f"draining: {app.admission.num_in_flight} in flight, at most {config.drain_s:g} s")
     finally:
         if not await stop(app, drain_s=config.drain_s):
@@ -186,6 +190,13 @@ async def _load_and_open(app: App, load: LoadEngine, report: Report, stopping: a
         return True
     finally:
         waiting.cancel()
+
+
+async def _watch_engine(lifecycle: Lifecycle) -> None:
+    """Notice an engine that has ended by itself even when nobody asks it anything."""
+    while lifecycle.opened_engine is None or lifecycle.opened_engine.is_alive:
+        await asyncio.sleep(WATCH_S)
+    lifecycle.is_broken.set()
 
 
 async def _wait_for_any(*events: asyncio.Event) -> None:

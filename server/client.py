@@ -11,8 +11,9 @@ Closing a stream, or dropping it half read, cancels the request on the server.
 import asyncio
 import ipaddress
 import math
+import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Self, TypedDict, Unpack
 
@@ -27,6 +28,7 @@ from server.errors import (
     BusyError,
     CompletionFailedError,
     InvalidRequestError,
+    RequestCancelledError,
     RequestFailedError,
     UnavailableError,
 )
@@ -61,9 +63,14 @@ class RequestOptions(TypedDict, total=False):
 class CompletionStream(Iterator[str]):
     """The text of one answer as it grows. The request is sent when the first text is asked for."""
 
-    def __init__(self, deltas: Generator[str, None, None], ended: list[Completion]) -> None:
-        self._deltas = deltas
-        self._ended = ended
+    def __init__(self, start: Callable[[], Any], address: str) -> None:
+        """`start` sends the request and returns gRPC's call."""
+        self._start, self._address = start, address
+        self._lock = threading.Lock()
+        self._call: Any = None
+        self._is_cancelled = False
+        self._completion: Completion | None = None
+        self._deltas = self._read()
 
     def __next__(self) -> str:
         return next(self._deltas)
@@ -77,11 +84,38 @@ class CompletionStream(Iterator[str]):
     @property
     def completion(self) -> Completion | None:
         """The whole answer, once the stream has been read to its end."""
-        return self._ended[0] if self._ended else None
+        return self._completion
 
     def close(self) -> None:
         """Cancel the request if it still runs; harmless when repeated. From the thread that reads the stream."""
         self._deltas.close()
+
+    def cancel(self) -> None:
+        """Cancel the request from any thread; who reads the stream gets RequestCancelledError."""
+        with self._lock:
+            self._is_cancelled = True
+            if self._call is not None:
+                self._call.cancel()
+
+    def _read(self) -> Generator[str, None, None]:
+        with self._lock:
+            if self._is_cancelled:
+                raise RequestCancelledError("the request was cancelled before it was sent")
+            call = self._call = self._start()
+        parts: list[CompletionPart] = []
+        try:
+            for chunk in call:
+                parts.append(wire.decode_part(chunk))
+                if wire.is_final(chunk):
+                    self._completion = wire.decode_completion(parts, chunk)
+                if chunk.text:
+                    yield chunk.text
+        except grpc.RpcError as error:
+            raise _to_error(self._address, error) from None
+        finally:
+            call.cancel()
+        if self._completion is None:
+            raise _cut_short(self._address)
 
 
 class AsyncCompletionStream(AsyncIterator[str]):
@@ -146,8 +180,8 @@ class Client:
     ) -> CompletionStream:
         """Return the same text as it grows; iterating raises RequestFailedError."""
         request = wire.encode_request(_to_request(before, after, options))
-        ended: list[Completion] = []
-        return CompletionStream(self._deltas(request, _to_deadline(timeout_s, self._timeout_s), ended), ended)
+        deadline_s = _to_deadline(timeout_s, self._timeout_s)
+        return CompletionStream(lambda: self._completions.Complete(request, timeout=deadline_s), self.address)
 
     def is_serving(self, *, timeout_s: float = 1.0) -> bool:
         """Tell whether the server is there, loaded and warm."""
@@ -170,25 +204,6 @@ class Client:
                         return
             time.sleep(_RECONNECT_S)
         raise _not_serving(self.address, timeout_s)
-
-    def _deltas(
-        self, request: pb.CompleteRequest, deadline_s: float | None, ended: list[Completion]
-    ) -> Generator[str, None, None]:
-        parts: list[CompletionPart] = []
-        call = self._completions.Complete(request, timeout=deadline_s)
-        try:
-            for chunk in call:
-                parts.append(wire.decode_part(chunk))
-                if wire.is_final(chunk):
-                    ended.append(wire.decode_completion(parts, chunk))
-                if chunk.text:
-                    yield chunk.text
-        except grpc.RpcError as error:
-            raise _to_error(self.address, error) from None
-        finally:
-            call.cancel()
-        if not ended:
-            raise _cut_short(self.address)
 
 
 class AsyncClient:
@@ -284,6 +299,8 @@ class AsyncClient:
 def _to_request(before: str, after: str, options: RequestOptions) -> CompletionRequest:
     """Raises TypeError for an option that does not exist, as a call with a wrong argument does."""
     given: dict[str, Any] = dict(options)
+    if isinstance(given.get("stop"), str):
+        raise TypeError(f"stop is {given['stop']!r}; expected a sequence of texts, such as [{given['stop']!r}]")
     for name in ("context", "stop"):
         if name in given:
             given[name] = tuple(given[name])
@@ -293,6 +310,8 @@ def _to_request(before: str, after: str, options: RequestOptions) -> CompletionR
 
 def _to_deadline(timeout_s: float | None, default_s: float) -> float | None:
     chosen_s = default_s if timeout_s is None else timeout_s
+    if not chosen_s > 0:
+        raise InvalidRequestError(f"the timeout is {chosen_s} s; expected more than 0, or infinity")
     return None if math.isinf(chosen_s) else chosen_s
 
 
@@ -308,6 +327,8 @@ def _to_error(address: str, error: grpc.RpcError) -> RequestFailedError:
     if code is grpc.StatusCode.UNAVAILABLE:
         remedy = "; start a server there (`cloudcomplete serve`) or name another" if "connect" in details else ""
         return UnavailableError(f"{address}: {details}{remedy}")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and details == "Deadline Exceeded":  # gRPC's own words
+        details = f"{address} did not answer in time; set a longer timeout, or ask for less"
     return _ERRORS.get(code.name, CompletionFailedError)(details)
 
 

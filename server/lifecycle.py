@@ -18,7 +18,7 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self.state: State = "starting"
-        self._progress = "starting"
+        self._progress = "nothing loaded yet"
         self._engine: CompletionEngine | None = None
         self.is_broken = asyncio.Event()
         """Set when the engine has ended by itself: the server is of no use any more and should leave."""
@@ -29,7 +29,7 @@ class Lifecycle:
         if self.state == "draining":
             raise UnavailableError("the server is draining and takes no new requests; try another one, or try later")
         if self._engine is None:
-            raise UnavailableError(f"the server is still compiling ({self._progress}); try again in a few seconds")
+            raise UnavailableError(f"the server is still starting ({self._progress}); try again in a few seconds")
         return self._engine
 
     @property

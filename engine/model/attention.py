@@ -85,7 +85,8 @@ def choose_attention(wanted: str, *, head_size: int, dtype: jnp.dtype, build_dir
         return "native", native_attention
     if wanted == "native":
         raise RuntimeError(f"native attention cannot be used: {problem}; choose engine.attention = 'auto' or 'xla'")
-    logger.info("attention falls back to xla: %s", problem)
+    if jax.default_backend() == "cpu":
+        logger.warning("attention runs on XLA, which is many times slower on a CPU: %s", problem)
     return "xla", xla_attention
 
 

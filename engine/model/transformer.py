@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from engine.model.config import ModelConfig
@@ -61,7 +62,7 @@ def rotate(
 class RMSNorm(nnx.Module):
     """Root-mean-square norm, computed in float32."""
 
-    def __init__(self, size: int, eps: float, *, dtype: jnp.dtype) -> None:
+    def __init__(self, size: int, eps: float, *, dtype: DTypeLike) -> None:
         self.scale = nnx.Param(jnp.ones((size,), dtype))
         self.eps = eps
 
@@ -75,7 +76,7 @@ class Linear(nnx.Module):
     """`x @ kernel (+ bias)`, kernel `[in, out]`."""
 
     def __init__(
-        self, size_in: int, size_out: int, *, std: float, has_bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, size_in: int, size_out: int, *, std: float, has_bias: bool, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (size_in, size_out), dtype))
         self.bias = nnx.Param(jnp.zeros((size_out,), dtype)) if has_bias else None
@@ -88,7 +89,7 @@ class Linear(nnx.Module):
 class Layer(nnx.Module):
     """One pre-norm block: attention, then a gated MLP."""
 
-    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         c = config
         std = c.hidden_size**-0.5
         out_std = std / (2 * c.num_layers) ** 0.5
@@ -132,7 +133,7 @@ class Layer(nnx.Module):
 class Transformer(nnx.Module):
     """Tokens and positions in, last hidden states out; `logits` turns those into scores over the vocabulary."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32) -> None:
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32) -> None:
         self.config = config
         std = config.hidden_size**-0.5
         self.embedding = nnx.Param(

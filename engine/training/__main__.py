@@ -102,22 +102,30 @@ def evaluate(
     lines: Annotated[int, typer.Option(help="Lines of each language.")] = 200,
     length: Annotated[int, typer.Option(help="Tokens of prompt and line together, at most.")] = 1024,
 ) -> None:
-    """Measure exact matches of the rest of a line on the held-out projects, by language."""
+    """Measure the held-out projects: losses, and exact matches of the rest of a line by language."""
     from engine.training.checkpoint import CheckpointStore
-    from engine.training.evaluate import measure_exact_matches
+    from engine.training.evaluate import measure_exact_matches, measure_losses
     from engine.training.examples import ExampleMaker
     from engine.training.export import last_params
 
     settings = load_config(config)
+    documents, tokenizer = load_documents(work), _load_tokenizer(work)
     joint = msgspec.structs.replace(settings.examples, joint_share=1.0)
-    maker = ExampleMaker(load_documents(work), _load_tokenizer(work), joint, split="held-out", seed=settings.seed)
+    makers = [
+        ExampleMaker(documents, tokenizer, examples, split="held-out", seed=settings.seed)
+        for examples in (settings.examples, joint)
+    ]
     store = CheckpointStore(work / "checkpoints", is_reader=True)
     try:
         step, params = last_params(settings, store)
     finally:
         store.close()
-    figures = measure_exact_matches(settings, params, maker, lines_per_language=lines, length=length)
-    console.print_json(msgspec.json.encode({"step": step, "languages": figures}).decode())
+    losses = [
+        measure_losses(settings, params, makers[0], num_rows=num_rows, length=row_length)
+        for num_rows, row_length in ((settings.num_held_out_rows, settings.row_length), (24, settings.decay_row_length))
+    ]
+    figures = measure_exact_matches(settings, params, makers[1], lines_per_language=lines, length=length)
+    console.print_json(msgspec.json.encode({"step": step, "losses": losses, "lines": figures}).decode())
 
 
 @app.command(name="all")

@@ -1,4 +1,4 @@
-"""How often the model completes the rest of a line exactly, on projects it was never trained on.
+"""How good the model is on projects it was never trained on: losses, and how often it completes a line exactly.
 
 Greedy decoding writes a text exactly when, given the text so far, each of its tokens is the likeliest: so one forward
 pass over the right answer tells, without decoding. The same text in other tokens counts as wrong, and the first token
@@ -13,7 +13,7 @@ import numpy as np
 from engine.model.config import ModelConfig
 from engine.training.config import TrainingConfig
 from engine.training.examples import HOLE, Example, ExampleMaker, choose_hole
-from engine.training.trainer import Tree, attend_causally_in_blocks, merge_params
+from engine.training.trainer import Tree, attend_causally_in_blocks, make_measurement, merge_params
 from engine.training.vocabulary import PAD
 
 _ROWS_PER_PASS = 16
@@ -29,6 +29,26 @@ class ExactMatches(msgspec.Struct, frozen=True, kw_only=True):
     num_tokens: int
     num_likeliest: int
     """Tokens that were the likeliest, given the right text before them."""
+
+
+class HeldOutLoss(msgspec.Struct, frozen=True, kw_only=True):
+    """Mean losses on held-out rows, nats per token."""
+
+    row_length: int
+    num_rows: int
+    loss: float
+    hole_loss: float
+
+
+def measure_losses(
+    config: TrainingConfig, params: Tree, maker: ExampleMaker, *, num_rows: int, length: int
+) -> HeldOutLoss:
+    """Return losses over `num_rows` rows of `length` tokens, a row at a time."""
+    losses = make_measurement(config, config.shape.resolve())
+    rows = [maker.row(index, length) for index in range(num_rows)]
+    pairs = np.array([[float(loss) for loss in losses(params, row.tokens[None], row.kinds[None])] for row in rows])
+    loss, hole_loss = pairs.mean(axis=0)
+    return HeldOutLoss(row_length=length, num_rows=num_rows, loss=float(loss), hole_loss=float(hole_loss))
 
 
 def line_examples(

@@ -53,6 +53,10 @@ class CountingEngine:
         self._thread = threading.Thread(target=self._run, name="counting-engine", daemon=True)
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        return not self.is_closed
+
     def submit(self, request: Request, sink: Sink) -> None:
         with self._changed:
             if self.is_closed:

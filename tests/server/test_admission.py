@@ -31,7 +31,7 @@ def test_a_seed_that_is_left_out_is_another_one_each_time_and_a_given_one_is_kep
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -0.1}, "temperature is -0.1; expected 0 (greedy) to 2; leave it out for greedy"),
+        ({"temperature": -0.1}, "temperature is -0.1; expected 0 (greedy) to 2; 0 is greedy"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"top_k": -1}, "top_k is -1; expected 0 (all tokens) or more; leave it out to keep all"),

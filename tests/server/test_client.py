@@ -144,6 +144,30 @@ def test_a_stream_that_is_given_up_cancels_the_request(gated_engine: CountingEng
         assert list(gated_engine.ends.values()) == ["cancelled"]
 
 
+def test_a_stream_can_be_cancelled_from_another_thread(gated_engine: CountingEngine) -> None:
+    with InProcessServer(gated_engine) as server, Client(server.address) as client:
+        stream = client.stream("7")
+        thread = threading.Thread(target=lambda: (gated_engine.wait_until_running(1), stream.cancel()))
+        thread.start()
+        with pytest.raises(RequestCancelledError):
+            list(stream)
+        thread.join()
+        gated_engine.wait_until_empty()
+        unsent = client.stream("7")
+        unsent.cancel()
+        with pytest.raises(RequestCancelledError, match="cancelled before it was sent"):
+            next(unsent)
+    assert list(gated_engine.ends.values()) == ["cancelled"]
+
+
+def test_options_that_would_be_misread_are_refused() -> None:
+    with Client("127.0.0.1:1") as client:
+        with pytest.raises(TypeError, match="stop is 'ab'; expected a sequence of texts"):
+            client.stream("7", stop="ab")
+        with pytest.raises(InvalidRequestError, match="the timeout is 0 s; expected more than 0"):
+            client.stream("7", timeout_s=0)
+
+
 @pytest.mark.parametrize("way", ["closed", "task cancelled"])
 def test_an_asynchronous_stream_that_is_given_up_cancels_the_request(gated_engine: CountingEngine, way: str) -> None:
     async def scenario(address: str) -> None:
@@ -257,7 +281,7 @@ def test_a_starting_server_is_unavailable_until_its_engine_is_open(engine: Count
     with InProcessServer(None) as server, Client(server.address) as client:
         assert not client.is_serving()
         assert str(failure(client)) == (
-            f"{server.address}: the server is still compiling (starting); try again in a few seconds"
+            f"{server.address}: the server is still starting (nothing loaded yet); try again in a few seconds"
         )
         opening = threading.Timer(0.05, lambda: server.call(server.open_engine(engine)))
         opening.start()

@@ -77,7 +77,7 @@ def test_a_request_without_an_id_gets_one(channel: grpc.Channel, engine: Countin
 def test_bad_parameters_are_invalid_arguments(channel: grpc.Channel) -> None:
     error = error_of(complete(channel, sampling=pb.Sampling(temperature=float("nan"))))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert error.details() == "temperature is nan; expected 0 (greedy) to 2; leave it out for greedy"
+    assert error.details() == "temperature is nan; expected 0 (greedy) to 2; 0 is greedy"
 
 
 def test_bytes_that_are_no_message_are_an_invalid_argument_and_not_unknown(channel: grpc.Channel) -> None:

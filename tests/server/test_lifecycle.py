@@ -12,7 +12,7 @@ def test_a_starting_server_says_how_far_it_is() -> None:
     lifecycle.report_progress("3 of 8 programs")
     with pytest.raises(UnavailableError) as raised:
         _ = lifecycle.engine
-    assert str(raised.value) == "the server is still compiling (3 of 8 programs); try again in a few seconds"
+    assert str(raised.value) == "the server is still starting (3 of 8 programs); try again in a few seconds"
 
 
 def test_an_engine_is_given_out_only_while_serving() -> None:

@@ -89,6 +89,7 @@ def test_without_a_compiler_the_engine_falls_back_and_says_why(tmp_path, monkeyp
     arguments = {"head_size": 32, "dtype": jnp.float32, "build_directory": tmp_path}
     name, path = choose_attention("auto", **arguments)
     assert (name, path) == ("xla", xla_attention)
+    assert "many times slower" in caplog.text
     assert "could not be built" in caplog.text
     with pytest.raises(RuntimeError, match=r"native attention cannot be used: .* choose engine.attention"):
         choose_attention("native", **arguments)

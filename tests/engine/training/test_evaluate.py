@@ -2,7 +2,7 @@ import msgspec
 import numpy as np
 
 from engine.training.config import ExamplesConfig
-from engine.training.evaluate import line_examples, measure_exact_matches
+from engine.training.evaluate import line_examples, measure_exact_matches, measure_losses
 from engine.training.examples import HOLE, ExampleMaker
 from engine.training.trainer import initial_params
 from engine.training.vocabulary import MIDDLE
@@ -29,3 +29,10 @@ def test_a_model_that_always_says_the_same_matches_nothing_exactly(documents, to
     assert figures["python"].num_exact == 0
     assert figures["python"].num_likeliest < figures["python"].num_tokens
     assert msgspec.to_builtins(figures["python"])["num_tokens"] >= 10
+
+
+def test_losses_of_fresh_weights_are_about_those_of_chance(documents, tokenizer, config) -> None:
+    maker = ExampleMaker(documents, tokenizer, config.examples, split="held-out", seed=0)
+    figures = measure_losses(config, initial_params(config.shape.resolve(), 0), maker, num_rows=2, length=64)
+    assert abs(figures.loss - np.log(320)) < 1.5
+    assert abs(figures.hole_loss - np.log(320)) < 2

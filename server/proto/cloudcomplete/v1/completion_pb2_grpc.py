@@ -47,8 +47,9 @@ class CompletionServiceServicer:
     def Complete(self, request, context):
         """Streams the text that belongs at the cursor, as it is generated.
 
-        Status codes: INVALID_ARGUMENT (the message says what, expected, got and the remedy), RESOURCE_EXHAUSTED (full;
-        trailing metadata `retry-after-ms` says when to try again), UNAVAILABLE (starting or draining), DEADLINE_EXCEEDED,
+        Status codes: INVALID_ARGUMENT (the message says what, expected, got and the remedy), RESOURCE_EXHAUSTED (full:
+        trailing metadata `retry-after-ms` says when to try again; without that key the message itself was larger than the
+        server takes, and trying again is of no use), UNAVAILABLE (starting or draining), DEADLINE_EXCEEDED,
         INTERNAL. Cancelling the call, or losing the connection, frees everything the request holds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
