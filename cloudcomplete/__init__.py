@@ -14,15 +14,32 @@ if TYPE_CHECKING:
     from engine.loader import load_engine
     from engine.types import ContextChunk
     from server.client import AsyncClient, Client
+    from server.errors import BusyError, DeadlineError, InvalidRequestError, RequestFailedError, UnavailableError
     from server.types import Completion
 
-__all__ = ["AsyncClient", "Client", "Completion", "ContextChunk", "load_engine"]
+__all__ = [
+    "AsyncClient",
+    "BusyError",
+    "Client",
+    "Completion",
+    "ContextChunk",
+    "DeadlineError",
+    "InvalidRequestError",
+    "RequestFailedError",
+    "UnavailableError",
+    "load_engine",
+]
 
 _HOMES = {
     "AsyncClient": "server.client",
+    "BusyError": "server.errors",
     "Client": "server.client",
     "Completion": "server.types",
     "ContextChunk": "engine.types",
+    "DeadlineError": "server.errors",
+    "InvalidRequestError": "server.errors",
+    "RequestFailedError": "server.errors",
+    "UnavailableError": "server.errors",
     "load_engine": "engine.loader",
 }
 

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cloudcomplete.commands import bench, complete, info, serve
+from cloudcomplete.commands import bench, complete, evaluate, info, replay, serve
 
-COMMANDS = (serve, complete, info, bench)
+COMMANDS = (serve, complete, evaluate, replay, info, bench)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,6 +56,7 @@ def _is_expected(error: Exception) -> bool:
     """Tell an error with a message for the user from a defect, whose traceback is wanted."""
     from cloudcomplete.errors import CommandError
     from engine.errors import EngineError
+    from loadtest.errors import LoadtestError
     from server.errors import ServerError
 
-    return isinstance(error, (CommandError, EngineError, ServerError))
+    return isinstance(error, (CommandError, EngineError, LoadtestError, ServerError))

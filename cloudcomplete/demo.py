@@ -21,10 +21,10 @@ from server import prompt
 from server.client import Client
 from server.errors import ServerError
 
-MAX_TOKENS = 48
+MAX_TOKENS = 24
 LINES_ABOVE = 5
 LINES_BELOW = 2
-DEMO_FILES = Path(__file__).with_name("demo_files")
+SAMPLES = Path(__file__).parent.parent / "loadtest" / "samples"
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,13 +53,13 @@ PLACES = (
         num_typed_chars=6,
     ),
     Place(
-        path=DEMO_FILES / "cart.ts",
+        path=SAMPLES / "cart.ts",
         above="  remove(name: string): boolean {\n    ",
         below="\n  }\n\n  subtotalCents",
         num_typed_chars=14,
     ),
     Place(
-        path=DEMO_FILES / "cart.ts",
+        path=SAMPLES / "cart.ts",
         above="  isEmpty(): boolean {\n    return ",
         below="\n  }\n}",
         num_typed_chars=5,
@@ -173,7 +173,7 @@ def _show_answer(screen: Screen, client: Client, file: SourceFile, before: str, 
     screen.open_answer()
     asked_s = time.monotonic()
     first_text_s = 0.0
-    with client.stream(before, after, path=file.path, max_tokens=MAX_TOKENS) as stream:
+    with client.stream(before, after, path=file.path, max_tokens=MAX_TOKENS, stop=["\n"]) as stream:
         for text in stream:
             first_text_s = first_text_s or time.monotonic() - asked_s
             screen.write(text, "1;32")

@@ -3,8 +3,7 @@
 CommandError
 ├── SettingsError      a configuration file or a `--set` that cannot be used
 ├── SourceFileError    the file to complete, or the place in it, does not exist or is no text
-├── OwnServerError     the server that a command started for itself did not come up
-└── ReportError        a file of results cannot be read or written
+└── OwnServerError     the server that a command started for itself did not come up
 """
 
 
@@ -22,7 +21,3 @@ class SourceFileError(CommandError):
 
 class OwnServerError(CommandError):
     """The server that a command started for itself did not come up."""
-
-
-class ReportError(CommandError):
-    """A file of results cannot be read or written."""

@@ -25,8 +25,11 @@ _TAIL_LINES = 30
 
 
 def serve_command(arguments: Sequence[str] = ()) -> list[str]:
-    """Return the command line of `cloudcomplete serve` with this interpreter."""
-    return [sys.executable, "-m", "cloudcomplete", "serve", *arguments]
+    """Return the command line of `cloudcomplete serve` with this interpreter.
+
+    `-P` keeps the working directory off the module path: the user's project may have a `server.py` of its own.
+    """
+    return [sys.executable, "-P", "-m", "cloudcomplete", "serve", *arguments]
 
 
 class OwnServer:

@@ -2,7 +2,13 @@
 
 import shutil
 import threading
+import time
 from typing import TextIO
+
+_BAR_CELLS = 24
+_REDRAW_S = 0.1
+_PLAIN_LINE_S = 10.0
+_SETTLE_S = 1.0
 
 
 class Progress:
@@ -35,3 +41,44 @@ class Progress:
                 self._out.write("\r\x1b[K")
                 self._out.flush()
             self._is_ended = True
+
+
+class ProgressBar:
+    """Shows how much of a known amount of work is done, what is known so far and how long the rest may take.
+
+    Elsewhere than on a terminal it is a line every ten seconds, so that a log of a long run shows that it lives.
+    """
+
+    def __init__(self, out: TextIO, *, total: int, unit: str) -> None:
+        """`unit` is what is counted, such as "rows"."""
+        self._progress = Progress(out, has_plain_lines=True)
+        self._interval_s = _REDRAW_S if out.isatty() else _PLAIN_LINE_S
+        self._total = total
+        self._unit = unit
+        self._began_s = time.monotonic()
+        self._shown_s = self._began_s if not out.isatty() else 0.0
+
+    def show(self, num_done: int, facts: str = "") -> None:
+        """Show the state of the work, unless it was shown a moment ago."""
+        now_s = time.monotonic()
+        if now_s - self._shown_s < self._interval_s:
+            return
+        self._shown_s = now_s
+        share = num_done / self._total if self._total else 1.0
+        cells = int(share * _BAR_CELLS)
+        text = f"[{'#' * cells}{'.' * (_BAR_CELLS - cells)}] {num_done:,} of {self._total:,} {self._unit}"
+        if facts:
+            text += f", {facts}"
+        elapsed_s = now_s - self._began_s
+        if 0 < num_done < self._total and elapsed_s > _SETTLE_S:
+            text += f", {_clock(elapsed_s / num_done * (self._total - num_done))} left"
+        self._progress.show(text)
+
+    def end(self) -> None:
+        """Clear the line and show nothing more."""
+        self._progress.end()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02d}"

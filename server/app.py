@@ -194,7 +194,7 @@ async def _load_and_open(app: App, load: LoadEngine, report: Report, stopping: a
 
 async def _watch_engine(lifecycle: Lifecycle) -> None:
     """Notice an engine that has ended by itself even when nobody asks it anything."""
-    while lifecycle.opened_engine is None or lifecycle.opened_engine.is_alive:
+    while lifecycle.opened_engine is None or lifecycle.opened_engine.is_alive:  # noqa: ASYNC110 - it is a thread
         await asyncio.sleep(WATCH_S)
     lifecycle.is_broken.set()
 

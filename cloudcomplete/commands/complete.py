@@ -36,8 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Complete and print; raises SourceFileError, OwnServerError, RequestFailedError."""
     from cloudcomplete.own_server import OwnServer
     from cloudcomplete.progress import Progress
-    from cloudcomplete.report import write_json
     from cloudcomplete.source_file import SourceFile
+    from loadtest.report import write_json
     from server.client import Client
 
     source = SourceFile.read(arguments.file)

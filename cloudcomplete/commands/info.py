@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print the facts; raises SettingsError, ModelError, ConfigError, ReportError."""
     from cloudcomplete.config import load_settings
-    from cloudcomplete.report import write_json
     from engine.loader import STARTER
+    from loadtest.report import write_json
 
     settings = load_settings(arguments.config, arguments.set)
     facts = gather(arguments.model or STARTER, settings.engine)
@@ -45,7 +45,8 @@ def gather(directory: Path, config: "EngineConfig") -> dict[str, Any]:
     from engine.plan import available_kv_bytes, resolve
     from engine.tokenizer import Tokenizer
     from engine.weights.load import read_model_config
-    from loadtest.benchmarks.machine import describe_machine, describe_versions
+    from loadtest.benchmarks.machine import describe_devices
+    from loadtest.machine import describe_machine, describe_versions
 
     model = read_model_config(directory)
     tokenizer = Tokenizer.from_directory(directory)
@@ -68,7 +69,7 @@ def gather(directory: Path, config: "EngineConfig") -> dict[str, Any]:
             "num_slots_that_fit": free_bytes // slot_bytes,
         },
         "plan": msgspec.to_builtins(plan),
-        "machine": describe_machine(),
+        "machine": describe_machine() | {"devices": describe_devices()},
         "versions": describe_versions(),
     }
 
@@ -90,4 +91,3 @@ def describe(facts: dict[str, Any]) -> str:
         "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items()),
     }
     return "\n".join(f"{name:<12}{value}" for name, value in rows.items())
-

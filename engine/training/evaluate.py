@@ -1,8 +1,9 @@
 """How good the model is on projects it was never trained on: losses, and how often it completes a line exactly.
 
 Greedy decoding writes a text exactly when, given the text so far, each of its tokens is the likeliest: so one forward
-pass over the right answer tells, without decoding. The same text in other tokens counts as wrong, and the first token
-is not constrained to the bytes before the cursor, as serving would: the figures are lower bounds.
+pass over the right answer tells, without decoding. A line ends by the end marker or by a newline. The same text in
+other tokens counts as wrong, and the first token is not constrained to the bytes before the cursor, as serving would:
+the figures are lower bounds.
 """
 
 import jax
@@ -25,7 +26,9 @@ class ExactMatches(msgspec.Struct, frozen=True, kw_only=True):
 
     num_lines: int
     num_exact: int
-    """Lines of which every token, the end included, was the likeliest."""
+    """Lines of which every token was the likeliest, and then an end marker or a newline."""
+    num_ended: int
+    """Lines after which, whatever was right before, an end marker or a newline was the likeliest."""
     num_tokens: int
     num_likeliest: int
     """Tokens that were the likeliest, given the right text before them."""
@@ -80,10 +83,11 @@ def measure_exact_matches(
     model = config.shape.resolve()
     rng = np.random.default_rng(config.seed)
     likeliest = jax.jit(lambda params, tokens: _likeliest(model, params, tokens))
+    ends = maker.line_end_tokens()
     figures = {}
     for language in sorted({document.language for document in maker.documents}):
         examples = line_examples(maker, language, lines_per_language, length, rng)
-        lines: list[tuple[int, int]] = []
+        lines: list[tuple[int, int, bool]] = []
         for start in range(0, len(examples), _ROWS_PER_PASS):
             some = examples[start : start + _ROWS_PER_PASS]
             tokens = np.full((_ROWS_PER_PASS, length), PAD, np.int32)
@@ -91,14 +95,15 @@ def measure_exact_matches(
                 tokens[row, : len(example.tokens)] = example.tokens
             chosen = np.asarray(likeliest(params, tokens))
             for row, example in enumerate(some):
-                places = np.flatnonzero(np.array(example.kinds) == HOLE)
-                right = chosen[row, places - 1] == tokens[row, places]
-                lines.append((len(places), int(right.sum())))
+                *places, end = np.flatnonzero(np.array(example.kinds) == HOLE)
+                num_right = sum(chosen[row, place - 1] == tokens[row, place] for place in places)
+                lines.append((len(places), int(num_right), int(chosen[row, end - 1]) in ends))
         figures[language] = ExactMatches(
             num_lines=len(lines),
-            num_exact=sum(num_tokens == num_right for num_tokens, num_right in lines),
-            num_tokens=sum(num_tokens for num_tokens, _ in lines),
-            num_likeliest=sum(num_right for _, num_right in lines),
+            num_exact=sum(num_tokens == num_right and is_ended for num_tokens, num_right, is_ended in lines),
+            num_ended=sum(is_ended for _, _, is_ended in lines),
+            num_tokens=sum(num_tokens for num_tokens, _, _ in lines),
+            num_likeliest=sum(num_right for _, num_right, _ in lines),
         )
     return figures
 

@@ -150,6 +150,11 @@ class ExampleMaker:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def line_end_tokens(self) -> frozenset[int]:
+        """Return the tokens that end a line: the end marker, and all that begin with a newline."""
+        texts = self._tokenizer.decode_batch([[token_id] for token_id in range(self._tokenizer.get_vocab_size())])
+        return frozenset([END, *(token_id for token_id, text in enumerate(texts) if text.startswith("\n"))])
+
     def _plain(self, document: Document, budget: int, rng: np.random.Generator) -> Example:
         tokens = self._header(document, rng) if budget > 100 else []
         room = budget - len(tokens) - 1

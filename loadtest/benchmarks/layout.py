@@ -1,7 +1,7 @@
 """`bench layout`: how many prompt tokens one more typed character costs under each way to lay out the prompt.
 
-Counts tokens after the longest common prefix of two prompts that follow each other, while whole lines of a real file
-are typed; nothing is timed.
+Counts tokens after the longest common prefix of two prompts that follow each other, while whole lines of a file are
+typed; nothing is timed.
 """
 
 import statistics
@@ -15,13 +15,13 @@ from engine.loader import STARTER
 from engine.tokenizer import Tokenizer
 from engine.types import Request
 
-_TEXT = Path(__file__).parent.parent.parent / "engine" / "engine.py"
-_EVERY_LINES = 6
+_TEXT = Path(__file__).parent.parent / "samples" / "cart.ts"
+_EVERY_LINES = 3
 _DEEP = 8
 
 
 def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Type every sixth line of the file and count, for three layouts."""
+    """Type every third line of a sample file and count, for three layouts."""
     tokenizer = Tokenizer.from_directory(STARTER)
     template = FimTemplate.detect(tokenizer)
     text = _TEXT.read_text(encoding="utf-8")

@@ -1,17 +1,12 @@
-"""What the machine can do, measured in the run that uses the figure, and what it is."""
+"""What the machine can do, measured in the run that uses the figure, and which devices it computes on."""
 
-import importlib.metadata
 import os
-import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-_PACKAGES = ("cloudcomplete", "jax", "jaxlib", "flax", "numpy", "grpcio", "tokenizers")
 
 
 def measure_read_bandwidth(*, num_bytes: int = 1 << 28, rounds: int = 5) -> float:
@@ -40,32 +35,7 @@ def measure_matmul_rate(*, size: int = 2048, rounds: int = 5) -> float:
     return 2 * size**3 / min(seconds)
 
 
-def describe_machine() -> dict[str, str | int]:
-    """Return processor, cores, memory, devices."""
-    device = jax.local_devices()[0]
-    return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "devices": f"{len(jax.local_devices())} x {device.device_kind}",
-        "system": platform.platform(),
-    }
-
-
-def describe_versions() -> dict[str, str]:
-    """Return versions of Python and of what decides the speed."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+def describe_devices() -> str:
+    """Return number and kind of the devices that JAX computes on."""
+    devices = jax.local_devices()
+    return f"{len(devices)} x {devices[0].device_kind}"

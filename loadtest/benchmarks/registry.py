@@ -5,8 +5,9 @@ from typing import Any, Protocol
 
 import msgspec
 
+from loadtest import report
 from loadtest.benchmarks import attention, decode, dispatch, layout, prefill
-from loadtest.benchmarks.machine import describe_machine, describe_versions
+from loadtest.benchmarks.machine import describe_devices
 
 
 class Measure(Protocol):
@@ -22,16 +23,10 @@ class Benchmark(msgspec.Struct, frozen=True, kw_only=True):
     summary: str
     measure: Measure
 
-    def run(self, *, on_progress: Callable[[str], None]) -> dict[str, Any]:
-        """Measure, and return the result as it is written to JSON: headline, rows, machine, versions, command."""
+    def run(self, *, on_progress: Callable[[str], None]) -> report.Result:
+        """Measure, and return the result."""
         headline, rows = self.measure(on_progress)
-        return {
-            "headline": headline,
-            "rows": rows,
-            "machine": describe_machine(),
-            "versions": describe_versions(),
-            "command": f"cloudcomplete bench {self.name}",
-        }
+        return report.assemble(headline, rows, command=f"cloudcomplete bench {self.name}", devices=describe_devices())
 
 
 BENCHMARKS = {

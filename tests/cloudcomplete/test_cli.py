@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,17 +10,10 @@ import pytest
 import cloudcomplete
 from cloudcomplete import own_server
 from cloudcomplete.cli import main
-from tests.server.counting_engine import CountingEngine
-from tests.server.in_process_server import InProcessServer
+from tests.cloudcomplete.shell import Shell
 
 COUNTING_SERVER = [sys.executable, str(Path(__file__).parents[1] / "server" / "counting_server.py")]
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def address() -> Iterator[str]:
-    with InProcessServer(CountingEngine()) as server:
-        yield server.address
 
 
 @pytest.fixture
@@ -29,29 +21,6 @@ def source(tmp_path: Path) -> Path:
     path = tmp_path / "a.py"
     path.write_text("x = 41\ny = x\n")
     return path
-
-
-class Outcome:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-class Shell:
-    """Runs commands as `main` gets them."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self._capsys = capsys
-
-    def __call__(self, *arguments: object) -> Outcome:
-        with pytest.raises(SystemExit) as raised:
-            main([str(argument) for argument in arguments])
-        out, err = self._capsys.readouterr()
-        return Outcome(int(raised.value.code or 0), out, err)
-
-
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
-    return Shell(capsys)
 
 
 def test_complete_prints_the_text_and_nothing_else(shell: Shell, source: Path, address: str) -> None:
@@ -99,7 +68,7 @@ def test_without_a_server_one_is_started_and_stopped(
         ),
         (
             ("{source}", "--line", 1, "--column", 0, "--server", "{address}", "--temperature", "nan"),
-            "temperature is nan; expected 0 (greedy) to 2; leave it out for greedy",
+            "temperature is nan; expected 0 (greedy) to 2; 0 is greedy",
         ),
         (
             ("{source}", "--line", 1, "--column", 0, "--server", "{address}", "--max-tokens", 2**40),
@@ -132,12 +101,6 @@ def test_a_mistake_is_one_line_and_code_1(
             ("serve", "--frobnicate"),
             "cloudcomplete: unrecognized arguments: --frobnicate; see `cloudcomplete --help`\n",
         ),
-        (("bench", "nothing"), "cloudcomplete bench: 'nothing' is no benchmark; expected one of: "),
-        (
-            ("bench", "a", "b"),
-            "cloudcomplete bench: expected one benchmark, got 2: a b; see `cloudcomplete bench --help`",
-        ),
-        (("bench", "compare", "a"), "cloudcomplete bench: compare takes two files of results, got 1; see `"),
     ],
 )
 def test_wrong_usage_is_one_line_and_code_2(shell: Shell, arguments: tuple[str, ...], message: str) -> None:
@@ -156,7 +119,6 @@ def test_wrong_usage_is_one_line_and_code_2(shell: Shell, arguments: tuple[str, 
         (("serve", "--host", "no such host", "--grpc-port", "0"), "cannot resolve the host 'no such host'"),
         (("info", "/no/such/model"), "model directory /no/such/model does not exist"),
         (("info", "--set", "engine.dtype=int3"), "--set engine.dtype=int3: engine.dtype: Invalid enum value"),
-        (("bench", "compare", "/no/a.json", "/no/b.json"), "cannot read the results in /no/a.json: "),
     ],
 )
 def test_what_a_command_cannot_use_is_one_line_and_code_1(
@@ -168,7 +130,7 @@ def test_what_a_command_cannot_use_is_one_line_and_code_1(
     assert done.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", [(), ("serve",), ("complete",), ("info",), ("bench",)])
+@pytest.mark.parametrize("command", [(), ("serve",), ("complete",), ("evaluate",), ("info",), ("bench",)])
 def test_every_command_has_help(shell: Shell, command: tuple[str, ...]) -> None:
     done = shell(*command, "--help")
     assert done.code == 0
@@ -233,47 +195,3 @@ def test_info_shows_the_starter_model_and_writes_it(shell: Shell, tmp_path: Path
     assert facts["kv"]["bytes_per_slot"] == facts["kv"]["bytes_per_token"] * facts["plan"]["capacity"]
     assert facts["kv"]["num_slots_that_fit"] > 0
     assert {"python", "jax", "grpcio"} <= facts["versions"].keys()
-
-
-def test_bench_without_a_name_lists_the_benchmarks(shell: Shell) -> None:
-    done = shell("bench")
-    assert done.code == 0
-    assert {"decode", "prefill"} <= {line.split()[0] for line in done.out.splitlines()}
-
-
-def test_bench_runs_what_it_is_told_and_writes_the_result(
-    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from loadtest.benchmarks import registry
-
-    quick = registry.Benchmark(
-        name="quick", summary="s", measure=lambda on_progress: ({"things_per_s": 12.5}, [{"a": 1}])
-    )
-    monkeypatch.setitem(registry.BENCHMARKS, "quick", quick)
-    out = tmp_path / "quick.json"
-    done = shell("bench", "quick", "--json", out)
-    assert (done.code, done.out) == (0, "things_per_s = 12.5\n")
-    assert set(json.loads(out.read_text())) == {"headline", "rows", "machine", "versions", "command"}
-
-
-def test_bench_compares_headlines(shell: Shell, tmp_path: Path) -> None:
-    left, right = tmp_path / "a.json", tmp_path / "b.json"
-    left.write_text('{"headline": {"tokens_per_s": 10, "old_ms": 1}}')
-    right.write_text('{"headline": {"tokens_per_s": 15, "new_ms": 2}}')
-    done = shell("bench", "compare", left, right)
-    assert [line.split() for line in done.out.splitlines()] == [
-        ["A", "B", "B/A"],
-        ["tokens_per_s", "10", "15", "1.500"],
-        ["old_ms", "1", "absent", "nan"],
-        ["new_ms", "absent", "2", "nan"],
-    ]
-
-
-def test_bench_refuses_to_compare_what_is_no_result(shell: Shell, tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    path.write_text("{}")
-    assert shell("bench", "compare", path, path).err == (
-        f"cloudcomplete: {path} has no headline of numbers; expected a file written by `bench NAME --json`\n"
-    )
-    path.write_text("not json")
-    assert "is not JSON" in shell("bench", "compare", path, path).err

@@ -93,4 +93,4 @@ def test_it_does_not_outlive_a_parent_that_is_killed() -> None:
 
 
 def test_the_command_of_the_real_server_uses_this_interpreter() -> None:
-    assert serve_command(["--set", "a.b=1"]) == [sys.executable, "-m", "cloudcomplete", "serve", "--set", "a.b=1"]
+    assert serve_command(["--set", "a.b=1"]) == [sys.executable, "-P", "-m", "cloudcomplete", "serve", "--set", "a.b=1"]
