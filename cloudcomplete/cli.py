@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cloudcomplete.commands import bench, complete, evaluate, info, serve
+from cloudcomplete.commands import bench, complete, evaluate, info, replay, serve
 
-COMMANDS = (serve, complete, evaluate, info, bench)
+COMMANDS = (serve, complete, evaluate, replay, info, bench)
 
 
 class _Parser(argparse.ArgumentParser):

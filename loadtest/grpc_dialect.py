@@ -5,7 +5,7 @@ from typing import Self
 
 from loadtest.dialects import MODEL_SOURCE, OPEN_TIMEOUT_S, ErrorKind, Query, Reply, TextPart, TextSink, ignore_text
 from loadtest.errors import DialectError
-from server.client import AsyncClient
+from server.client import DEFAULT_ADDRESS, AsyncClient
 from server.errors import (
     BusyError,
     CompletionFailedError,
@@ -30,7 +30,9 @@ class GrpcDialect:
     """`server` is HOST:PORT."""
 
     def __init__(self, server: str) -> None:
-        """Take an address; raises AddressError."""
+        """Take an address; raises DialectError or AddressError."""
+        if server.startswith(("http://", "https://")):
+            raise DialectError(f"the server address is {server!r}; grpc expected HOST:PORT, such as {DEFAULT_ADDRESS}")
         self._client = AsyncClient(server)
 
     async def __aenter__(self) -> Self:

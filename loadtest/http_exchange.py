@@ -61,9 +61,6 @@ class HttpServer:
             answer = _read_answer(reader, protocol)
             await _check_status(answer)
             yield _read_body(answer)
-        except h11.RemoteProtocolError as error:
-            kind: ErrorKind = "lost" if reader.at_eof() else "malformed"
-            raise ExchangeError(kind, f"the HTTP answer broke off: {error}") from None
         except OSError as error:
             raise ExchangeError("lost", f"the connection broke: {error.strerror or error}") from None
         finally:
@@ -81,14 +78,22 @@ class HttpServer:
 
 
 async def _read_answer(reader: asyncio.StreamReader, protocol: h11.Connection) -> AsyncIterator[h11.Event]:
+    is_closed = False
     while True:
-        event = protocol.next_event()
+        try:
+            event = protocol.next_event()
+        except h11.RemoteProtocolError as error:
+            if is_closed:
+                raise ExchangeError("lost", "the connection closed before the answer was whole") from None
+            raise ExchangeError("malformed", f"the answer is not HTTP: {error}") from None
         if event is h11.NEED_DATA:
-            protocol.receive_data(await reader.read(_READ_BYTES))
+            data = await reader.read(_READ_BYTES)
+            is_closed = not data
+            protocol.receive_data(data)
             continue
         assert isinstance(event, h11.Event), "a client's connection is read only up to the end of its answer"
         yield event
-        if isinstance(event, (h11.EndOfMessage, h11.ConnectionClosed)):
+        if isinstance(event, h11.EndOfMessage):
             return
 
 
@@ -100,7 +105,7 @@ async def _check_status(answer: AsyncIterator[h11.Event]) -> None:
             said = b"".join([part async for part in _read_body(answer)]).decode("utf-8", "replace").strip()
             kind: ErrorKind = "busy" if event.status_code in _UNAVAILABLE else "refused"
             raise ExchangeError(kind, f"HTTP status {event.status_code}: {said[:_SHOWN_CHARS] or 'no reason given'}")
-    raise ExchangeError("lost", "the connection closed without an answer")
+    raise AssertionError("an answer has a status before it ends")
 
 
 async def _read_body(answer: AsyncIterator[h11.Event]) -> AsyncIterator[bytes]:

@@ -80,23 +80,24 @@ def _find(answers: OrderedDict[_Key, _Answer], key: _Key) -> _Answer | None:
     if (answer := answers.get(key)) is not None:
         answers.move_to_end(key)
         return answer
-    best: tuple[int, _Key] | None = None
+    best = None
+    most_left, least_typed = 0, 0
     for earlier, answer in answers.items():
         num_typed = len(key.before) - len(earlier.before)
         num_left = len(answer.text) - num_typed
         if (
             0 < num_typed <= MAX_TYPED_CHARS
-            and num_left > (best[0] if best else 0)
+            and num_left > 0
+            and (num_left, -num_typed) > (most_left, -least_typed)
             and key.before.endswith(answer.text[:num_typed])
             and key.before.startswith(earlier.before)
             and key.after == earlier.after
         ):
-            best = num_left, earlier
+            best, most_left, least_typed = earlier, num_left, num_typed
     if best is None:
         return None
-    num_left, earlier = best
-    answers.move_to_end(earlier)
-    return _Answer(answers[earlier].text[-num_left:], answers[earlier].is_cut_short)
+    answers.move_to_end(best)
+    return _Answer(answers[best].text[-most_left:], answers[best].is_cut_short)
 
 
 def _store(answers: OrderedDict[_Key, _Answer], key: _Key, answer: _Answer) -> None:

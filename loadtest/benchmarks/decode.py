@@ -19,7 +19,7 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
     """Measure every case in several interleaved rounds; a case's figures are medians over the rounds.
 
     A decode step has to read all weights once and each sequence's KV; the share is those bytes per second over what
-    the machine was measured to read right before. A model that fits into the processor's cache can exceed 1.
+    the machine was measured to read right before and after. A model that fits into the processor's cache can exceed 1.
     """
     benches = make_benches(on_progress)
     cases = [(bench, context, rows) for bench in benches for context in _CONTEXTS for rows in _CONCURRENT]
@@ -27,9 +27,10 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
     for round_number in range(_ROUNDS):
         on_progress(f"round {round_number + 1} of {_ROUNDS}")
         for number, (bench, context, rows) in enumerate(cases):
-            bandwidth = measure_read_bandwidth()
+            before = measure_read_bandwidth()
             step_s = _time_step(bench, context=context, rows=rows, salt=f"{round_number} {number}")
             step_bytes = bench.model.num_parameters * 4 + rows * context * bench.model.kv_bytes_per_token
+            bandwidth = (before + measure_read_bandwidth()) / 2
             rounds[number].append((step_s, step_bytes / step_s / bandwidth, bandwidth))
     results = []
     for number, (bench, context, rows) in enumerate(cases):

@@ -48,9 +48,6 @@ class ScriptedDialect:
         finally:
             self.num_running -= 1
 
-    async def count_computed_tokens(self) -> int | None:
-        return None
-
     async def _answer(self, script: Script, on_text: TextSink) -> Reply:
         await asyncio.sleep(0)
         if isinstance(script, Exception):
