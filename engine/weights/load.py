@@ -168,16 +168,18 @@ class _Checkpoint(contextlib.AbstractContextManager["_Checkpoint"]):
 
         Kernels are `[out, in]` in the files and `[in, out]` here.
         """
-        packed = np.empty(shape, dtype)
+        part_shapes = [(*shape[:-1], size) for size in sizes]
+        for name, part_shape in zip(names, part_shapes, strict=True):
+            self._check(name, part_shape[::-1] if is_kernel else part_shape)
+        packed = np.empty(shape, dtype)  # only now: a damaged config.json may promise more than there is memory
         start = 0
         for name, size in zip(names, sizes, strict=True):
-            part_shape = (*shape[:-1], size)
-            part = self._read(name, part_shape[::-1] if is_kernel else part_shape)
+            part: np.ndarray = self._open[self._file_of[name]].get_tensor(name)
             packed[..., start : start + size] = part.T if is_kernel else part
             start += size
         return packed
 
-    def _read(self, name: str, expected_shape: tuple[int, ...]) -> np.ndarray:
+    def _check(self, name: str, expected_shape: tuple[int, ...]) -> None:
         path = self._file_of[name]
         view = self._open[path].get_slice(name)
         if (shape := tuple(view.get_shape())) != expected_shape:
@@ -190,8 +192,6 @@ class _Checkpoint(contextlib.AbstractContextManager["_Checkpoint"]):
                 f"tensor {name} in {path} is {dtype}; expected one of {', '.join(_PLAIN_DTYPES)}; "
                 "quantised checkpoints are not read: choose the model's unquantised one"
             )
-        tensor: np.ndarray = self._open[path].get_tensor(name)
-        return tensor
 
 
 def _tensor_files(directory: Path) -> dict[str, Path]:

@@ -7,6 +7,8 @@ from engine.model.config import ModelConfig, RopeScaling
 
 ARCHITECTURES: tuple[str, ...] = ("LlamaForCausalLM",)
 
+_MAX_LAYERS = 1000
+
 
 def read_config(hf: dict[str, Any]) -> ModelConfig:
     """Read both forms: `rope_theta` and `rope_scaling` beside each other (old), or within `rope_parameters` (new)."""
@@ -38,7 +40,7 @@ def read_config(hf: dict[str, Any]) -> ModelConfig:
         vocab_size=_integer(hf, "vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=_integer(hf, "intermediate_size"),
-        num_layers=_integer(hf, "num_hidden_layers"),
+        num_layers=_num_layers(hf),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_size=head_size,
@@ -103,6 +105,14 @@ def _rope(hf: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     raise ModelConfigError(
         f"config.json: RoPE scaling is {kind!r}; expected 'default', 'linear' or 'llama3'; choose another model"
     )
+
+
+def _num_layers(hf: dict[str, Any]) -> int:
+    """Refuse a number that only a damaged file has, before a module of that many layers is built."""
+    num_layers = _integer(hf, "num_hidden_layers")
+    if num_layers > _MAX_LAYERS:
+        raise ModelConfigError(f"config.json: num_hidden_layers is {num_layers:,}; expected at most {_MAX_LAYERS:,}")
+    return num_layers
 
 
 def _integer(values: dict[str, Any], name: str, *, default: int | None = None) -> int:

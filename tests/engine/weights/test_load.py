@@ -320,3 +320,15 @@ def test_quantised_tensors_are_refused(copy_of: Callable[[str], Path]) -> None:
 def test_every_refusal_is_a_model_error() -> None:
     assert issubclass(ModelConfigError, ModelError)
     assert issubclass(WeightsError, ModelError)
+
+
+@pytest.mark.parametrize(("name", "error"), [("vocab_size", WeightsError), ("num_hidden_layers", ModelConfigError)])
+def test_a_config_that_promises_more_than_any_machine_holds_is_refused_at_once(
+    tmp_path: Path, name: str, error: type[Exception]
+) -> None:
+    directory = tmp_path / "model"
+    shutil.copytree(Path(__file__).parents[2] / "fixtures" / "models" / "tiny-llama", directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, name: 10**9}))
+    with pytest.raises(error, match=r"1000000000|1,000,000,000"):
+        load_model(directory, dtype=np.float32)
