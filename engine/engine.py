@@ -10,27 +10,53 @@ Knows no network and no editor.
 """
 
 import threading
+import time
 from collections import deque
 
+from engine.costs import StepCosts
 from engine.detokenizer import Detokenizer
 from engine.errors import EngineClosedError, QueueFullError, RequestError, StepError
 from engine.fim import FimTemplate, build_prompt
 from engine.plan import EnginePlan
+from engine.prefix_store import PrefixStore
 from engine.runner import Choice, Row, Runner
-from engine.scheduler import Ended, Scheduler, Sequence
+from engine.scheduler import Ended, PlannedRow, Scheduler, StepPlan
+from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
-from engine.types import EngineStats, Finish, Output, Request, Sink
+from engine.types import PRIORITIES, EngineStats, Finish, FinishReason, Output, Request, Sink
+
+_COUNTERS = (
+    "finished",
+    "cancelled",
+    "failed",
+    "prompt_tokens",
+    "reused_tokens",
+    "generated_tokens",
+    "computed_tokens",
+    "restored_blocks",
+    "steps",
+)
 
 
 class Engine:
     """Continuous batching of completions over one runner."""
 
     def __init__(
-        self, *, runner: Runner, tokenizer: Tokenizer, template: FimTemplate, plan: EnginePlan, max_waiting: int
+        self,
+        *,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        template: FimTemplate,
+        plan: EnginePlan,
+        costs: StepCosts,
+        max_waiting: int,
     ) -> None:
         self._runner, self._tokenizer, self._template = runner, tokenizer, template
-        self._plan, self._max_waiting = plan, max_waiting
-        self._scheduler = Scheduler(num_slots=plan.num_slots, chunk_tokens=plan.chunk_buckets[-1])
+        self._plan, self._costs, self._max_waiting = plan, costs, max_waiting
+        self._prefix_store = PrefixStore(plan.num_blocks)
+        self._scheduler = Scheduler(
+            num_slots=plan.num_slots, shapes=plan.shapes, costs=costs, prefix_store=self._prefix_store
+        )
         self._stop_ids = frozenset(template.stop_ids)
         self._lock = threading.Lock()
         # Guarded by the lock: what other threads hand to the stepping thread.
@@ -39,9 +65,7 @@ class Engine:
         self._request_ids: set[str] = set()
         self._is_closed = False
         # Owned by the stepping thread.
-        self._counts = dict.fromkeys(
-            ("finished", "cancelled", "failed", "prompt_tokens", "reused_tokens", "generated_tokens", "steps"), 0
-        )
+        self._counts = dict.fromkeys(_COUNTERS, 0)
         self._num_rejected = 0
         self._mean_service_s = 0.1
 
@@ -59,8 +83,8 @@ class Engine:
                 raise RequestError(
                     f"request_id {request.request_id!r} is in use; expected one that no open request has"
                 )
-            waiting = len(self._inbox) + self._scheduler.num_waiting
-            free = self._plan.num_slots - self._scheduler.num_running
+            waiting = self._num_waiting(request)
+            free = self._plan.num_slots - self._scheduler.num_running(request.priority)
             if waiting >= self._max_waiting + free:
                 self._num_rejected += 1
                 rounds = 1 + waiting / self._plan.num_slots
@@ -80,13 +104,15 @@ class Engine:
     def stats(self) -> EngineStats:
         """Return counters and gauges; a step may be half counted."""
         counts = {f"num_{name}": value for name, value in self._counts.items()}
-        running, slots = self._scheduler.num_running, self._plan.num_slots
+        running, slots = self._scheduler.num_running(), self._plan.num_slots
         return EngineStats(
             num_slots=slots,
             num_running=running,
-            num_waiting=len(self._inbox) + self._scheduler.num_waiting,
+            num_waiting=len(self._inbox) + self._scheduler.num_waiting(),
             kv_usage=running / slots,
             num_rejected=self._num_rejected,
+            num_preempted=self._scheduler.num_preempted,
+            num_stored_blocks=self._prefix_store.num_used_blocks,
             num_recompiles=self._runner.num_recompiles,
             **counts,
         )
@@ -97,7 +123,7 @@ class Engine:
 
     def has_work(self) -> bool:
         """Tell whether a step would do anything."""
-        return bool(self._inbox or self._scheduler.num_running or self._scheduler.num_waiting)
+        return bool(self._inbox or self._scheduler.num_running() or self._scheduler.num_waiting())
 
     def refuse_new(self) -> None:
         """From now on `submit` raises EngineClosedError; what was accepted goes on."""
@@ -122,21 +148,12 @@ class Engine:
                 self._emit_end(ended)
         plan = self._scheduler.plan()
         try:
-            for sequence, num_tokens in plan.prefill:
-                [choice] = self._runner.run([self._row(sequence, num_tokens)])
-                sequence.num_computed += num_tokens
-                if sequence.phase == "decode":
-                    self._advance(sequence, choice)
-            if plan.decode:
-                choices = self._runner.run([self._row(sequence, 1) for sequence in plan.decode])
-                for sequence, choice in zip(plan.decode, choices, strict=True):
-                    sequence.num_computed += 1
-                    self._advance(sequence, choice)
+            self._run(plan)
         except StepError as error:
             for ended in self._scheduler.fail_running(str(error)):
                 self._emit_end(ended)
             self._runner.reset()
-        if plan.prefill or plan.decode:
+        if plan.runs:
             self._counts["steps"] += 1
 
     def fail_all(self, reason: str) -> None:
@@ -176,42 +193,78 @@ class Engine:
             detokenizer=Detokenizer(self._tokenizer, heal=prompt.heal, stop=sampling.stop),
         )
 
-    def _row(self, sequence: Sequence, num_tokens: int) -> Row:
-        start = sequence.num_computed
-        tokens = sequence.prompt[start : start + num_tokens] if sequence.phase == "prefill" else sequence.generated[-1:]
-        allowed = self._tokenizer.tokens_for_bytes(sequence.heal) if sequence.heal else None
-        return Row(sequence.slot, start, tokens, sequence.request.sampling, len(sequence.generated), allowed)
+    def _num_waiting(self, request: Request) -> int:
+        """Count what waits before a new request: nothing of lower priority keeps it out."""
+        rank = PRIORITIES.index(request.priority)
+        arrived = sum(PRIORITIES.index(sequence.request.priority) <= rank for sequence in self._inbox)
+        return arrived + self._scheduler.num_waiting(request.priority)
 
-    def _advance(self, sequence: Sequence, choice: Choice) -> None:
-        """Take one new token into a sequence and its text to the sink."""
+    def _run(self, plan: StepPlan) -> None:
+        if plan.saves or plan.loads:
+            self._runner.copy_blocks(plan.saves, plan.loads)
+            self._counts["restored_blocks"] += len(plan.loads)
+        for run in plan.runs:
+            began = time.perf_counter()
+            choices = self._runner.run(
+                run.shape, list(map(self._row, run.rows)), self._row(run.chunk) if run.chunk else None
+            )
+            self._costs.note(run.shape, time.perf_counter() - began)
+            for planned, chosen in zip(run.all_rows, choices, strict=True):
+                self._advance(planned, chosen)
+
+    def _row(self, planned: PlannedRow) -> Row:
+        sequence, num_tokens, draft = planned
+        start = sequence.num_computed
+        return Row(
+            slot=sequence.slot,
+            start=start,
+            tokens=[*sequence.tokens[start : start + num_tokens], *draft],
+            sampling=sequence.request.sampling,
+            num_generated=sequence.num_generated,
+            num_wanted=1 + len(draft),
+            allowed=self._tokenizer.tokens_for_bytes(sequence.heal) if sequence.heal else None,
+        )
+
+    def _advance(self, planned: PlannedRow, choices: list[Choice]) -> None:
+        """Take what a step computed for a sequence: its KV, and as many new tokens as the draft foretold, and one."""
+        sequence, num_tokens, draft = planned
+        sequence.num_computed += num_tokens
+        self._counts["computed_tokens"] += num_tokens + len(draft)
+        if sequence.num_pending:  # the prompt goes on
+            return
         if sequence.max_tokens == 0:  # a warming request: only its KV was wanted
             self._emit_end(self._scheduler.end(sequence, "finished", "length"))
             return
-        token = choice.token
-        sequence.append(token, choice.logit_gap)
+        text = ""
+        for i, choice in enumerate(choices):
+            sequence.append(choice.token, choice.logit_gap)
+            reason, new_text = self._take_token(sequence, choice.token)
+            text += new_text
+            if reason is not None:
+                self._emit_end(self._scheduler.end(sequence, "finished", reason), text=text)
+                return
+            if i < len(draft) and draft[i] == choice.token:
+                sequence.num_computed += 1
+            else:
+                break
+        if text:
+            output = Output(request_id=sequence.request.request_id, text=text, logit_gap=sequence.take_logit_gap())
+            sequence.sink(output)
+
+    def _take_token(self, sequence: Sequence, token: int) -> tuple[FinishReason | None, str]:
+        """Return why the sequence ends with its newest token, None if it goes on, and the text that is final now."""
         if token in self._stop_ids:
-            self._emit_end(self._scheduler.end(sequence, "finished", "stop"), text=sequence.detokenizer.flush())
-            return
+            return "stop", sequence.detokenizer.flush()
         if sequence.heal:
             num_written = len(self._tokenizer.token_bytes(token))
             sequence.num_healing += num_written <= len(sequence.heal)
             sequence.heal = sequence.heal[num_written:]
         text = sequence.detokenizer.push(token)
         if sequence.detokenizer.is_stopped:
-            self._emit_end(self._scheduler.end(sequence, "finished", "stop"), text=text)
-        elif self._is_long_enough(sequence):
-            self._emit_end(
-                self._scheduler.end(sequence, "finished", "length"), text=text + sequence.detokenizer.flush()
-            )
-        elif text:
-            sequence.sink(
-                Output(request_id=sequence.request.request_id, text=text, logit_gap=sequence.take_logit_gap())
-            )
-
-    def _is_long_enough(self, sequence: Sequence) -> bool:
-        num_new = len(sequence.generated) - sequence.num_healing
-        num_tokens = len(sequence.prompt) + len(sequence.generated)
-        return num_new >= sequence.max_tokens or num_tokens >= self._plan.max_context
+            return "stop", text
+        if sequence.num_new >= sequence.max_tokens or len(sequence.tokens) >= self._plan.max_context:
+            return "length", text + sequence.detokenizer.flush()
+        return None, text
 
     def _emit_end(self, ended: Ended, text: str = "") -> None:
         sequence = ended.sequence
@@ -221,7 +274,7 @@ class Engine:
             self._request_ids.discard(request_id)
             self._cancels.discard(request_id)
         self._counts[ended.state] += 1
-        self._counts["prompt_tokens"] += usage.num_prompt_tokens if sequence.num_computed else 0
+        self._counts["prompt_tokens"] += usage.num_prompt_tokens if sequence.started_at else 0
         self._counts["reused_tokens"] += usage.num_reused_tokens
         self._counts["generated_tokens"] += usage.num_generated_tokens
         if ended.state == "finished":

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from engine.config import EngineConfig
+from engine.costs import StepCosts
 from engine.engine import Engine
 from engine.errors import ConfigError
 from engine.fim import FimTemplate
@@ -85,8 +86,15 @@ def build_engine(
         attention=attention,
         num_tokens=tokenizer.num_tokens,
     )
-    runner.warm_up(on_progress)
-    return Engine(runner=runner, tokenizer=tokenizer, template=template, plan=plan, max_waiting=config.max_waiting)
+    costs = StepCosts(runner.warm_up(on_progress))
+    return Engine(
+        runner=runner,
+        tokenizer=tokenizer,
+        template=template,
+        plan=plan,
+        costs=costs,
+        max_waiting=config.max_waiting,
+    )
 
 
 def compile_cache_directory(config: EngineConfig) -> Path:

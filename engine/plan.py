@@ -12,8 +12,13 @@ import msgspec
 from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.model.config import ModelConfig
+from engine.prefix_store import BLOCK_TOKENS
+from engine.shapes import ShapeFamily, buckets
 
 _MAX_DEFAULT_CONTEXT = 8192
+
+_WIDTHS = (1, 8, 16)
+"""Tokens per row: a decode, a draft, and the tail of a prompt that a keystroke leaves."""
 
 
 class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,13 +29,13 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
     """Most tokens of a sequence, prompt and completion together."""
     capacity: int
     """KV positions per slot: `max_context` and slack for the widest program, whose padding is written too."""
-    row_buckets: tuple[int, ...]
-    """Numbers of rows a decode program is compiled for, ascending."""
-    chunk_buckets: tuple[int, ...]
-    """Numbers of tokens a prefill program is compiled for, ascending."""
+    shapes: ShapeFamily
+    """Every step shape, each of which is compiled ahead."""
+    num_blocks: int
+    """Blocks in the prefix store."""
     dtype: str
     kv_bytes: int
-    """Size of the resident KV."""
+    """Size of the resident KV and of the prefix store."""
 
 
 def resolve(config: EngineConfig, model: ModelConfig, *, available_bytes: int | None = None) -> EnginePlan:
@@ -43,6 +48,7 @@ def resolve(config: EngineConfig, model: ModelConfig, *, available_bytes: int | 
         ("max_waiting", config.max_waiting, 0),
         ("prefill_chunk", config.prefill_chunk, 16),
         ("max_context", config.max_context, 0),
+        ("prefix_store_mb", config.prefix_store_mb, 0),
     ):
         if value < least:
             raise ConfigError(f"engine.{name} is {value}; expected at least {least}")
@@ -52,37 +58,36 @@ def resolve(config: EngineConfig, model: ModelConfig, *, available_bytes: int | 
             "lower it or load a model with a longer context"
         )
     max_context = config.max_context or min(model.max_context, _MAX_DEFAULT_CONTEXT)
-    chunk = min(config.prefill_chunk, max_context)
-    chunk_buckets = _buckets(16, chunk)
-    capacity = -(-(max_context + chunk_buckets[-1]) // 64) * 64
+    shapes = ShapeFamily(
+        row_buckets=buckets(1, config.num_slots),
+        width_buckets=_WIDTHS,
+        chunk_buckets=buckets(2 * _WIDTHS[-1], min(config.prefill_chunk, max_context)),
+    )
+    capacity = -(-(max_context + max(shapes.chunk_buckets[-1], _WIDTHS[-1])) // 64) * 64
     dtype = config.dtype
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    slot_bytes = capacity * model.kv_bytes_per_token * jnp.dtype(dtype).itemsize // 4
+    token_bytes = model.kv_bytes_per_token * jnp.dtype(dtype).itemsize // 4
+    slot_bytes = capacity * token_bytes
+    store_bytes = config.prefix_store_mb * 1_000_000
     available = available_kv_bytes() if available_bytes is None else available_bytes
-    if config.num_slots * slot_bytes > available:
+    if config.num_slots * slot_bytes + store_bytes > available:
         raise ConfigError(
             f"{config.num_slots} slots of {max_context:,} tokens need {config.num_slots * slot_bytes / 1e9:.1f} GB "
-            f"for KV, {available / 1e9:.1f} GB are free; {available // slot_bytes} slots would fit: "
-            "lower engine.num_slots or engine.max_context"
+            f"for KV and the prefix store {store_bytes / 1e9:.1f} GB, {available / 1e9:.1f} GB are free; "
+            f"{max(0, available - store_bytes) // slot_bytes} slots would fit: "
+            "lower engine.num_slots, engine.max_context or engine.prefix_store_mb"
         )
+    num_blocks = store_bytes // (BLOCK_TOKENS * token_bytes)
     return EnginePlan(
         num_slots=config.num_slots,
         max_context=max_context,
         capacity=capacity,
-        row_buckets=_buckets(1, config.num_slots),
-        chunk_buckets=chunk_buckets,
+        shapes=shapes,
+        num_blocks=num_blocks,
         dtype=dtype,
-        kv_bytes=config.num_slots * slot_bytes,
+        kv_bytes=config.num_slots * slot_bytes + num_blocks * BLOCK_TOKENS * token_bytes,
     )
-
-
-def _buckets(first: int, last: int) -> tuple[int, ...]:
-    """Return powers of two from `first`, the last one clipped to `last`."""
-    buckets = [first]
-    while buckets[-1] < last:
-        buckets.append(min(buckets[-1] * 2, last))
-    return tuple(buckets)
 
 
 def available_kv_bytes() -> int:

@@ -1,9 +1,11 @@
-"""The family of compiled programs: one per (rows, width), compiled ahead of the first request.
+"""The family of compiled programs: one per step shape, compiled ahead of the first request.
 
-A program is a function of the weights, the resident KV and one batch of rows; it returns the KV (in place) and one
-token a row. `width` is 1 for decode and a chunk bucket for prefill. Nothing here decides what runs.
+A program is a function of the weights, the resident KV and one batch; it returns the KV (in place) and one packed
+array of chosen tokens. Two more move blocks between the resident KV and the prefix store. Nothing here decides what
+runs.
 """
 
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,29 +14,44 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from engine.model.attention import Attention
 from engine.model.config import ModelConfig
 from engine.model.transformer import rope_table
 from engine.plan import EnginePlan
+from engine.prefix_store import BLOCK_TOKENS
 from engine.sampler import NEVER, logit_gap, sample, unpack_allowed
+from engine.shapes import Shape
 
 KVCache = list[tuple[jax.Array, jax.Array]]
-"""Per layer, keys and values `[slots, K, S, H]`."""
+"""Per layer, keys and values: `[slots, K, S, H]` resident, `[blocks, K, BLOCK_TOKENS, H]` in the prefix store."""
+
+Program = Callable[..., tuple[KVCache, jax.Array]]
+"""`(leaves, kv, batch) -> (kv, int32 [2, scored])`: for each scored token its successor, and the bits of its gap."""
+
+COPIES = 64
+"""Most blocks that one call moves."""
 
 
 class Batch(NamedTuple):
-    """The plain arrays of one run, on the host before and on the device within; a row with a negative slot is empty."""
+    """The plain arrays of one run, on the host before and on the device within.
+
+    `B` sequences: the rows, then the one with a chunk. One with a negative slot is empty. Of each row the last
+    `shape.num_scored` real tokens are scored, of a chunk the last one.
+    """
 
     tokens: Any
-    """int32 `[B, T]`"""
+    """int32 `[rows * width + chunk]`"""
     slots: Any
     """int32 `[B]`"""
     starts: Any
-    """int32 `[B]`: position of each row's first token."""
+    """int32 `[B]`: position of each sequence's first token."""
     counts: Any
-    """int32 `[B]`: how many of the row's tokens are real; the rest is padding, written to KV and overwritten later."""
+    """int32 `[B]`: how many of its tokens are real; the rest is padding, written to KV and overwritten later."""
+    num_wanted: Any
+    """int32 `[B]`: how many of its last real tokens the host wants a successor of."""
     temperature: Any
     """float32 `[B]`"""
     top_k: Any
@@ -44,32 +61,42 @@ class Batch(NamedTuple):
     seed: Any
     """uint32 `[B]`"""
     num_generated: Any
-    """int32 `[B]`: how many tokens the row has produced; with the seed it decides the noise."""
+    """int32 `[B]`: how many tokens it had produced before the first one wanted; with the seed it decides the noise."""
     allowed: Any
-    """uint8 `[B, V/8]`: one bit per token that may come next."""
+    """uint8 `[B, V/8]`: one bit per token that may come first; what comes after may be any token of the vocabulary."""
 
 
-def batch_shape(rows: int, width: int, vocab_size: int) -> Batch:
+def batch_shape(shape: Shape, vocab_size: int) -> Batch:
     """Return the shapes and types of a batch."""
-    ints = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    floats = jax.ShapeDtypeStruct((rows,), jnp.float32)
+    ints = jax.ShapeDtypeStruct((shape.num_sequences,), jnp.int32)
+    floats = jax.ShapeDtypeStruct((shape.num_sequences,), jnp.float32)
     return Batch(
-        tokens=jax.ShapeDtypeStruct((rows, width), jnp.int32),
+        tokens=jax.ShapeDtypeStruct((shape.num_tokens,), jnp.int32),
         slots=ints,
         starts=ints,
         counts=ints,
+        num_wanted=ints,
         temperature=floats,
         top_k=ints,
         top_p=floats,
-        seed=jax.ShapeDtypeStruct((rows,), jnp.uint32),
+        seed=jax.ShapeDtypeStruct((shape.num_sequences,), jnp.uint32),
         num_generated=ints,
-        allowed=jax.ShapeDtypeStruct((rows, -(-vocab_size // 8)), jnp.uint8),
+        allowed=jax.ShapeDtypeStruct((shape.num_sequences, -(-vocab_size // 8)), jnp.uint8),
     )
 
 
 def make_kv(config: ModelConfig, plan: EnginePlan) -> KVCache:
     """Allocate the resident KV, zeroed."""
-    shape = (plan.num_slots, config.num_kv_heads, plan.capacity, config.head_size)
+    return _zeros(config, plan, plan.num_slots, plan.capacity)
+
+
+def make_store(config: ModelConfig, plan: EnginePlan) -> KVCache:
+    """Allocate the prefix store's KV, zeroed."""
+    return _zeros(config, plan, plan.num_blocks, BLOCK_TOKENS)
+
+
+def _zeros(config: ModelConfig, plan: EnginePlan, num: int, length: int) -> KVCache:
+    shape = (num, config.num_kv_heads, length, config.head_size)
     return [(jnp.zeros(shape, plan.dtype), jnp.zeros(shape, plan.dtype)) for _ in range(config.num_layers)]
 
 
@@ -77,70 +104,143 @@ class Programs:
     """Compiles, keeps and counts the programs of one engine."""
 
     def __init__(
-        self, graphdef: nnx.GraphDef[Any], weights: Any, config: ModelConfig, plan: EnginePlan, attention: Attention
+        self,
+        graphdef: nnx.GraphDef[Any],
+        weights: Any,
+        config: ModelConfig,
+        plan: EnginePlan,
+        attention: Attention,
+        num_tokens: int,
     ) -> None:
-        self._config, self._plan = config, plan
+        """`num_tokens`: ids from here to V exist in the model only, and are never chosen."""
+        self._config, self._plan, self._num_tokens = config, plan, num_tokens
         self._graphdef, self._attention = graphdef, attention
         leaves, self._treedef = jax.tree.flatten((weights, rope_table(config, plan.capacity)))
         self.leaves = [jax.device_put(leaf) for leaf in leaves]
         """Weights and rotary table: the first argument of every program."""
         self._leaf_shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
-        self._compiled: dict[tuple[int, int], Callable[..., tuple[KVCache, jax.Array]]] = {}
+        self._compiled: dict[Shape, Program] = {}
         self._lock = threading.Lock()
+        self.save_blocks = jax.jit(_save_blocks, donate_argnums=0)
+        """`(store, kv, count, slots, positions, blocks) -> store`, each of the last three int32 `[COPIES]`."""
+        self.load_blocks = jax.jit(_load_blocks, donate_argnums=0)
+        """`(kv, store, count, slots, positions, blocks) -> kv`."""
         self.num_recompiles = 0
         """Programs compiled when first needed instead of ahead; a defect when it is not 0."""
 
-    def shapes(self) -> list[tuple[int, int]]:
-        """Return (rows, width) of every program a scheduler may ask for."""
-        return [(rows, 1) for rows in self._plan.row_buckets] + [(1, width) for width in self._plan.chunk_buckets]
-
     def compile_all(self, on_progress: Callable[[str], None]) -> None:
         """Compile every program; lowering holds the interpreter, compiling does not, so threads share the work."""
-        shapes = self.shapes()
-        lowered = [self._lower(*shape) for shape in shapes]
+        shapes = self._plan.shapes.shapes()
+        lowered = [self._lower(shape) for shape in shapes]
         with ThreadPoolExecutor(max_workers=4, thread_name_prefix="compile") as pool:
             compiled = pool.map(lambda program: program.compile(), lowered)
             for number, (shape, program) in enumerate(zip(shapes, compiled, strict=True), start=1):
                 self._compiled[shape] = program
                 on_progress(f"compiled {number} of {len(shapes)} programs")
 
-    def get(self, rows: int, width: int) -> Callable[..., tuple[KVCache, jax.Array]]:
-        """Return the program of this shape: `(leaves, kv, batch) -> (kv, int32 [2, rows])`, tokens and gaps."""
-        program = self._compiled.get((rows, width))
+    def get(self, shape: Shape) -> Program:
+        """Return the program of this shape."""
+        program = self._compiled.get(shape)
         if program is None:
             with self._lock:
                 self.num_recompiles += 1
-                program = self._compiled[rows, width] = self._lower(rows, width).compile()
+                program = self._compiled[shape] = self._lower(shape).compile()
         return program
 
-    def _lower(self, rows: int, width: int) -> jax.stages.Lowered:
-        shape = (self._plan.num_slots, self._config.num_kv_heads, self._plan.capacity, self._config.head_size)
-        layer = jax.ShapeDtypeStruct(shape, jnp.dtype(self._plan.dtype))
+    def _lower(self, shape: Shape) -> jax.stages.Lowered:
+        kv_shape = (self._plan.num_slots, self._config.num_kv_heads, self._plan.capacity, self._config.head_size)
+        layer = jax.ShapeDtypeStruct(kv_shape, jnp.dtype(self._plan.dtype))
         kv = [(layer, layer)] * self._config.num_layers
-        batch = batch_shape(rows, width, self._config.vocab_size)
-        return jax.jit(self._step, donate_argnums=1).lower(self._leaf_shapes, kv, batch)
+        batch = batch_shape(shape, self._config.vocab_size)
+        step = functools.partial(self._step, shape)
+        return jax.jit(step, donate_argnums=1).lower(self._leaf_shapes, kv, batch)
 
-    def _step(self, leaves: list[jax.Array], kv: KVCache, batch: Batch) -> tuple[KVCache, jax.Array]:
-        """Embed, run the layers over all rows' tokens at once, score each row's last real token, choose."""
+    def _step(self, shape: Shape, leaves: list[jax.Array], kv: KVCache, batch: Batch) -> tuple[KVCache, jax.Array]:
+        """Embed, run the layers over all tokens at once, score the last tokens of each sequence, choose."""
         weights, rope = jax.tree.unflatten(self._treedef, leaves)
         model = nnx.merge(self._graphdef, weights)
-        rows, width = batch.tokens.shape
-        positions = (batch.starts[:, None] + jnp.arange(width)).reshape(-1)
+        rows, width, num_scored = shape.rows, shape.width, shape.num_scored
+        num_row_tokens = rows * width
         kv = list(kv)
+        # The rows, then the chunk: alike to the products, apart for attention.
+        parts = []
+        if rows:
+            parts.append((slice(0, num_row_tokens), slice(0, rows), width))
+        if shape.chunk:
+            parts.append((slice(num_row_tokens, None), slice(rows, None), shape.chunk))
+        positions = jnp.concatenate(
+            [(batch.starts[sequences, None] + jnp.arange(size)).reshape(-1) for _, sequences, size in parts]
+        )
 
         def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            out, *written = self._attention(q, k, v, batch.slots, batch.starts, *kv[layer])
-            kv[layer] = (written[0], written[1])
-            return out
+            outs = []
+            for tokens, sequences, _ in parts:
+                slots, starts = batch.slots[sequences], batch.starts[sequences]
+                out, *written = self._attention(q[tokens], k[tokens], v[tokens], slots, starts, *kv[layer])
+                kv[layer] = (written[0], written[1])
+                outs.append(out)
+            return outs[0] if len(outs) == 1 else jnp.concatenate(outs)
 
-        hidden = model(batch.tokens.reshape(-1), positions, attend, rope=rope).reshape(rows, width, -1)
-        last = jnp.take_along_axis(hidden, jnp.maximum(batch.counts - 1, 0)[:, None, None], axis=1)[:, 0]
-        allowed = unpack_allowed(batch.allowed, self._config.vocab_size)
-        logits = jnp.where(allowed, model.logits(last), NEVER)
-        tokens = sample(logits, batch.temperature, batch.top_k, batch.top_p, batch.seed, batch.num_generated)
+        hidden = model(batch.tokens, positions, attend, rope=rope)
+        # Indices of scored tokens, and of the sequence that each belongs to.
+        last = batch.counts - 1
+        scored = jnp.arange(rows)[:, None] * width + jnp.maximum(last[:rows, None] + jnp.arange(1 - num_scored, 1), 0)
+        owner = np.repeat(np.arange(rows), num_scored)
+        ahead = np.tile(np.arange(num_scored)[::-1], rows)  # how many scored tokens of the row follow
+        if shape.chunk:
+            scored = jnp.append(scored, num_row_tokens + jnp.maximum(last[-1], 0))
+            owner, ahead = np.append(owner, rows), np.append(ahead, 0)
+        logits = model.logits(hidden[scored.reshape(-1)])
+        place = batch.num_wanted[owner] - 1 - ahead  # 0: the first one wanted
+        allowed = unpack_allowed(batch.allowed, self._config.vocab_size)[owner]
+        every = jnp.arange(self._config.vocab_size) < self._num_tokens
+        logits = jnp.where(jnp.where((place == 0)[:, None], allowed, every), logits, NEVER)
+        tokens = sample(
+            logits,
+            batch.temperature[owner],
+            batch.top_k[owner],
+            batch.top_p[owner],
+            batch.seed[owner],
+            batch.num_generated[owner] + place,
+        )
         # One array to fetch instead of two.
         gap_bits = jax.lax.bitcast_convert_type(logit_gap(logits), jnp.int32)
         return kv, jnp.stack([tokens, gap_bits])
+
+
+def _save_blocks(
+    store: KVCache, kv: KVCache, count: jax.Array, slots: jax.Array, positions: jax.Array, blocks: jax.Array
+) -> KVCache:
+    return _copy_blocks(kv, store, count, (slots, positions), (blocks, jnp.zeros_like(blocks)))
+
+
+def _load_blocks(
+    kv: KVCache, store: KVCache, count: jax.Array, slots: jax.Array, positions: jax.Array, blocks: jax.Array
+) -> KVCache:
+    return _copy_blocks(store, kv, count, (blocks, jnp.zeros_like(blocks)), (slots, positions))
+
+
+def _copy_blocks(
+    source: KVCache,
+    target: KVCache,
+    count: jax.Array,
+    places: tuple[jax.Array, jax.Array],
+    target_places: tuple[jax.Array, jax.Array],
+) -> KVCache:
+    """Copy `count` blocks from (row, position) to (row, position), one after the other, in place."""
+
+    def copy(i: jax.Array, target: KVCache) -> KVCache:
+        def move(from_layer: jax.Array, to_layer: jax.Array) -> jax.Array:
+            _, heads, _, size = from_layer.shape
+            start = (places[0][i], 0, places[1][i], 0)
+            block = jax.lax.dynamic_slice(from_layer, start, (1, heads, BLOCK_TOKENS, size))
+            return jax.lax.dynamic_update_slice(to_layer, block, (target_places[0][i], 0, target_places[1][i], 0))
+
+        copied: KVCache = jax.tree.map(move, source, target)
+        return copied
+
+    moved: KVCache = jax.lax.fori_loop(0, count, copy, target)
+    return moved
 
 
 def keep_compiled_programs(directory: Path) -> None:

@@ -1,10 +1,10 @@
-"""Runs steps on the device: holds the weights and the resident KV, and decides nothing.
+"""Runs steps on the device: holds the weights, the resident KV and the prefix store's KV, and decides nothing.
 
-The host hands over plain numbers, the device hands back one integer array: the token of every row, and the bits of
-its logit gap.
+The host hands over plain numbers, the device hands back one integer array: the tokens chosen, and the bits of their
+logit gaps.
 """
 
-import logging
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from typing import Any, NamedTuple, Protocol
@@ -17,27 +17,32 @@ from engine.errors import StepError
 from engine.model.attention import Attention
 from engine.model.config import ModelConfig
 from engine.plan import EnginePlan
-from engine.programs import Batch, Programs, make_kv
+from engine.prefix_store import BlockCopy
+from engine.programs import COPIES, Batch, Programs, make_kv, make_store
+from engine.shapes import Shape
 from engine.types import SamplingParams
 
-logger = logging.getLogger(__name__)
+_WARM_RUNS = 3
+"""Each program runs so often at start; the fastest is its first cost."""
 
 
 class Row(NamedTuple):
-    """One sequence's part of a step: compute `tokens` from position `start` of `slot` on, then choose the next."""
+    """One sequence's part of a step: compute `tokens` from position `start` of `slot` on, then choose successors."""
 
     slot: int
     start: int
-    tokens: Rows[int] | np.ndarray
+    tokens: Rows[int]
     sampling: SamplingParams
     num_generated: int
     """How many tokens the sequence has produced."""
+    num_wanted: int = 1
+    """Of how many of the last `tokens` the successor is wanted: 1, and one more for each token of a draft."""
     allowed: np.ndarray | None = None
-    """Ids that may come next, int32; None allows every token."""
+    """Ids that may come as the first successor wanted, int32; None allows every token."""
 
 
 class Choice(NamedTuple):
-    """The token chosen for a row."""
+    """The token chosen as a successor."""
 
     token: int
     logit_gap: float
@@ -47,8 +52,11 @@ class Choice(NamedTuple):
 class Runner(Protocol):
     """What the engine needs of a runner."""
 
-    def run(self, rows: Rows[Row]) -> list[Choice]:
-        """Compute the rows in one program, all of one width if there are several; choose each row's next token."""
+    def run(self, shape: Shape, rows: Rows[Row], chunk: Row | None = None) -> list[list[Choice]]:
+        """Compute rows and chunk in the program of this shape; return the successors wanted, the chunk's last."""
+
+    def copy_blocks(self, saves: Rows[BlockCopy], loads: Rows[BlockCopy]) -> None:
+        """Copy KV from slots into the prefix store, then from the store into slots."""
 
     def reset(self) -> None:
         """Forget all KV, after a step that failed."""
@@ -73,70 +81,95 @@ class DeviceRunner:
     ) -> None:
         """`num_tokens`: ids from here to V exist in the model only, and are never chosen."""
         self._config, self._plan = config, plan
-        self._programs = Programs(graphdef, weights, config, plan, attention)
-        self._kv = make_kv(config, plan)
+        self._programs = Programs(graphdef, weights, config, plan, attention, num_tokens)
+        self._kv, self._store = make_kv(config, plan), make_store(config, plan)
         every = np.zeros(config.vocab_size, bool)
         every[:num_tokens] = True
-        self._every = np.packbits(every, bitorder="little")
-        self._every_rows = {rows: np.tile(self._every, (rows, 1)) for rows in (1, *plan.row_buckets)}
+        every_bits = np.packbits(every, bitorder="little")
+        self._every = {shape: np.tile(every_bits, (shape.num_sequences, 1)) for shape in plan.shapes.shapes()}
 
     @property
     def num_recompiles(self) -> int:
         return self._programs.num_recompiles
 
-    def warm_up(self, on_progress: Callable[[str], None]) -> None:
-        """Compile every program and run each once on empty rows."""
+    def warm_up(self, on_progress: Callable[[str], None]) -> dict[Shape, float]:
+        """Compile every program and run each on empty rows; return the seconds that each takes."""
         self._programs.compile_all(on_progress)
-        for rows, width in self._programs.shapes():
-            self._call(_empty_batch(rows, width, self._every_rows[rows]))
+        seconds = {}
+        for shape in self._plan.shapes.shapes():
+            batch, times = self._empty_batch(shape), []
+            for _ in range(_WARM_RUNS):
+                began = time.perf_counter()
+                self._call(shape, batch)
+                times.append(time.perf_counter() - began)
+            seconds[shape] = min(times)
+        nowhere = [BlockCopy(0, 0, 0)] * bool(self._plan.num_blocks)
+        self.copy_blocks(nowhere, nowhere)
+        return seconds
 
-    def run(self, rows: Rows[Row]) -> list[Choice]:
-        widest = max(len(row.tokens) for row in rows)
-        num_rows = next(bucket for bucket in self._plan.row_buckets if bucket >= len(rows))
-        width = 1 if widest == 1 else next(bucket for bucket in self._plan.chunk_buckets if bucket >= widest)
-        batch = _empty_batch(num_rows, width, self._every_rows[num_rows])
-        for i, row in enumerate(rows):
-            batch.tokens[i, : len(row.tokens)] = row.tokens
+    def run(self, shape: Shape, rows: Rows[Row], chunk: Row | None = None) -> list[list[Choice]]:
+        batch = self._empty_batch(shape)
+        places = [*enumerate(rows), *([] if chunk is None else [(shape.rows, chunk)])]
+        for i, row in places:
+            batch.tokens[i * shape.width :][: len(row.tokens)] = row.tokens
             batch.slots[i], batch.starts[i], batch.counts[i] = row.slot, row.start, len(row.tokens)
-            batch.num_generated[i], batch.seed[i] = row.num_generated, row.sampling.seed & 0xFFFFFFFF
-            batch.temperature[i] = row.sampling.temperature
+            batch.num_wanted[i], batch.num_generated[i] = row.num_wanted, row.num_generated
+            batch.seed[i], batch.temperature[i] = row.sampling.seed & 0xFFFFFFFF, row.sampling.temperature
             batch.top_k[i], batch.top_p[i] = row.sampling.top_k, row.sampling.top_p
-        if any(row.allowed is not None for row in rows):
-            batch = batch._replace(allowed=self._pack_allowed(rows, num_rows))
-        tokens, gap_bits = self._call(batch)
-        return list(map(Choice, tokens[: len(rows)].tolist(), gap_bits.view(np.float32)[: len(rows)].tolist()))
+        if any(row.allowed is not None for _, row in places):
+            batch = batch._replace(allowed=self._pack_allowed(shape, places))
+        tokens, gap_bits = self._call(shape, batch)
+        choices = list(map(Choice, tokens.tolist(), gap_bits.view(np.float32).tolist()))
+        ends = [min((i + 1) * shape.num_scored, len(choices)) if i < shape.rows else len(choices) for i, _ in places]
+        return [choices[end - row.num_wanted : end] for end, (_, row) in zip(ends, places, strict=True)]
+
+    def copy_blocks(self, saves: Rows[BlockCopy], loads: Rows[BlockCopy]) -> None:
+        try:
+            for i in range(0, len(saves), COPIES):
+                self._store = self._programs.save_blocks(self._store, self._kv, *_columns(saves[i : i + COPIES]))
+            for i in range(0, len(loads), COPIES):
+                self._kv = self._programs.load_blocks(self._kv, self._store, *_columns(loads[i : i + COPIES]))
+        except jax.errors.JaxRuntimeError as error:
+            raise StepError(f"moving blocks of KV failed: {error}") from error
 
     def reset(self) -> None:
-        self._kv = make_kv(self._config, self._plan)
+        self._kv, self._store = make_kv(self._config, self._plan), make_store(self._config, self._plan)
 
-    def _pack_allowed(self, rows: Rows[Row], num_rows: int) -> np.ndarray:
-        packed = self._every_rows[num_rows].copy()
-        for i, row in enumerate(rows):
+    def _pack_allowed(self, shape: Shape, places: Rows[tuple[int, Row]]) -> np.ndarray:
+        packed = self._every[shape].copy()
+        for i, row in places:
             if row.allowed is not None:
                 bits = np.zeros(self._config.vocab_size, bool)
                 bits[row.allowed] = True
                 packed[i] = np.packbits(bits, bitorder="little")
         return packed
 
-    def _call(self, batch: Batch) -> np.ndarray:
+    def _call(self, shape: Shape, batch: Batch) -> np.ndarray:
         try:
-            self._kv, chosen = self._programs.get(*batch.tokens.shape)(self._programs.leaves, self._kv, batch)
+            self._kv, chosen = self._programs.get(shape)(self._programs.leaves, self._kv, batch)
             return np.asarray(chosen)
         except jax.errors.JaxRuntimeError as error:
-            raise StepError(f"the device program of {batch.tokens.shape} tokens failed: {error}") from error
+            raise StepError(f"the device program of {shape} failed: {error}") from error
+
+    def _empty_batch(self, shape: Shape) -> Batch:
+        size = shape.num_sequences
+        return Batch(
+            tokens=np.zeros(shape.num_tokens, np.int32),
+            slots=np.full(size, -1, np.int32),
+            starts=np.zeros(size, np.int32),
+            counts=np.zeros(size, np.int32),
+            num_wanted=np.ones(size, np.int32),
+            temperature=np.zeros(size, np.float32),
+            top_k=np.zeros(size, np.int32),
+            top_p=np.ones(size, np.float32),
+            seed=np.zeros(size, np.uint32),
+            num_generated=np.zeros(size, np.int32),
+            allowed=self._every[shape],
+        )
 
 
-def _empty_batch(rows: int, width: int, allowed: np.ndarray) -> Batch:
-    ints = [np.zeros(rows, np.int32) for _ in range(4)]
-    return Batch(
-        tokens=np.zeros((rows, width), np.int32),
-        slots=np.full(rows, -1, np.int32),
-        starts=ints[0],
-        counts=ints[1],
-        temperature=np.zeros(rows, np.float32),
-        top_k=ints[2],
-        top_p=np.ones(rows, np.float32),
-        seed=np.zeros(rows, np.uint32),
-        num_generated=ints[3],
-        allowed=allowed,
-    )
+def _columns(copies: Rows[BlockCopy]) -> tuple[np.ndarray, ...]:
+    """Return how many there are, and slots, positions and blocks, int32 `[COPIES]`."""
+    padded = np.zeros((3, COPIES), np.int32)
+    padded[:, : len(copies)] = np.array(copies, np.int32).T
+    return np.array(len(copies), np.int32), *padded

@@ -55,17 +55,35 @@ def sample(
 
     def draw() -> Int[Array, "B"]:
         scores = logits / jnp.where(temperature > 0, temperature, 1.0)[:, None]
-        descending = -jnp.sort(-scores, axis=-1)
-        rank = jnp.arange(scores.shape[-1])
-        is_in_top_k = rank < jnp.where(top_k > 0, top_k, scores.shape[-1])[:, None]
-        mass = jax.nn.softmax(jnp.where(is_in_top_k, descending, NEVER), axis=-1)
-        mass_before = jnp.cumsum(mass, axis=-1) - mass
-        is_kept = is_in_top_k & ((mass_before < top_p[:, None]) | (rank == 0))
-        lowest_kept = jnp.min(jnp.where(is_kept, descending, jnp.inf), axis=-1, keepdims=True)
         keys = jax.vmap(lambda s, i: jax.random.fold_in(jax.random.key(s), i))(seed, index)
         noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[-1:], jnp.float32))(keys)
-        drawn = jnp.argmax(jnp.where(scores >= lowest_kept, scores + noise, NEVER * 2), axis=-1).astype(jnp.int32)
+        drawn = best_token(jnp.where(is_kept(scores, top_k, top_p), scores + noise, NEVER * 2))
         return jnp.where(temperature > 0, drawn, best)
 
     chosen: Int[Array, "B"] = jax.lax.cond(jnp.any(temperature > 0), draw, lambda: best)
     return chosen
+
+
+def is_kept(scores: Float[Array, "B V"], top_k: Int[Array, "B"], top_p: Float[Array, "B"]) -> Bool[Array, "B V"]:
+    """Tell which tokens stay: the `top_k` best, and of those the fewest best whose probability reaches `top_p`.
+
+    Without sorting: both limits are the largest score at which enough (tokens, probability) lies at or above it, found
+    bit by bit, from the highest of 32 down. Sorting a vocabulary takes XLA seconds to compile and milliseconds to run.
+    """
+    bits = jax.lax.bitcast_convert_type(scores, jnp.uint32)
+    order = jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))  # grows with the score
+
+    def largest_reaching(weights: Float[Array, "B V"], wanted: Float[Array, "B"]) -> UInt[Array, "B"]:
+        def try_bit(i: Int[Array, ""], limit: UInt[Array, "B"]) -> UInt[Array, "B"]:
+            higher = limit | (jnp.uint32(1 << 31) >> i.astype(jnp.uint32))
+            reached = jnp.sum(jnp.where(order >= higher[:, None], weights, 0.0), axis=-1)
+            return jnp.where(reached >= wanted, higher, limit)
+
+        limit: UInt[Array, "B"] = jax.lax.fori_loop(0, 32, try_bit, jnp.zeros(scores.shape[0], jnp.uint32))
+        return limit
+
+    best_k = largest_reaching(jnp.ones_like(scores), top_k.astype(jnp.float32))
+    in_top_k = (top_k <= 0)[:, None] | (order >= best_k[:, None])
+    mass = jax.nn.softmax(jnp.where(in_top_k, scores, NEVER), axis=-1)
+    best_p = largest_reaching(mass, top_p)
+    return in_top_k & ((top_p >= 1)[:, None] | (order >= best_p[:, None]))

@@ -1,8 +1,14 @@
 """The scheduler: plans each step and never runs one.
 
-`submit → plan → (runner) → update`, with `cancel` at any time between steps. Each step prefills at most
-`chunk_tokens` prompt tokens, shared by the oldest prompts, and decodes one token of every sequence whose prompt is
-done: no running sequence waits for a whole prompt.
+`submit → plan → (runner) → engine`, with `cancel` at any time between steps.
+
+**Who runs.** Sequences of the highest priority that there are; the others stand still, and lose their slot
+(`preempt`) when one of higher priority needs it. Work done ahead of a request never delays one.
+
+**What a step computes.** One token of every sequence that decodes, or one with a draft behind it; the short tails of
+prompts, which is what a keystroke leaves, side by side as rows; and one chunk of the longest-waiting long prompt. While
+others decode, the chunk is the largest that makes a step at most `_STALL` times as slow as without it, so that
+running sequences never wait for a whole prompt and the prompt still comes on.
 
 Invariants (`check_integrity`): every sequence is waiting or running, never both; a running one holds one slot, a
 waiting one none; a sequence leaves in exactly one of the states finished, cancelled, failed.
@@ -10,94 +16,50 @@ waiting one none; a sequence leaves in exactly one of the states finished, cance
 
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from engine.detokenizer import Detokenizer
+from engine.costs import StepCosts
+from engine.prefix_store import BlockCopy, PrefixStore
+from engine.sequence import Sequence
+from engine.shapes import Shape, ShapeFamily
 from engine.slots import SlotTable
-from engine.types import FinishReason, FinishState, Phase, Request, Sink, Usage
+from engine.types import PRIORITIES, FinishReason, FinishState, Priority
+
+_STALL = 2.5
+"""A step with a chunk may take so many times as long as the same step without it."""
+_UNHURRIED_CHUNK_S = 0.02
+"""What a chunk of lower priority may take: so long can it delay a request that comes meanwhile."""
 
 
-class Sequence:
-    """The engine's state of one request: tokens, slot, counters."""
-
-    def __init__(
-        self,
-        *,
-        request: Request,
-        sink: Sink,
-        prompt: tuple[int, ...],
-        heal: bytes,
-        num_dropped: int,
-        max_tokens: int,
-        detokenizer: Detokenizer,
-    ) -> None:
-        self.request, self.sink, self.detokenizer = request, sink, detokenizer
-        self.prompt = np.array(prompt, np.int32)
-        self.heal = heal
-        """Bytes before the cursor that the next tokens still have to write (token healing)."""
-        self.max_tokens = max_tokens
-        """The request's limit, or less where the model's context ends earlier."""
-        self.generated: list[int] = []
-        self.num_healing = 0
-        """Generated tokens that only wrote bytes before the cursor: not new text, so not held against the limit."""
-        self.slot = -1
-        self.num_computed = 0
-        """Leading tokens of prompt and completion whose KV is in the slot."""
-        self.num_reused = 0
-        self.num_dropped = num_dropped
-        self.logit_gap: float | None = None
-        """Smallest since the last output; see `Output.logit_gap`."""
-        self.submitted_at = time.monotonic()
-        self.started_at = 0.0
-        self.first_token_at = 0.0
-
-    @property
-    def phase(self) -> Phase:
-        return "prefill" if self.num_computed < len(self.prompt) else "decode"
-
-    def append(self, token: int, logit_gap: float) -> None:
-        """Take one new token."""
-        if not self.generated:
-            self.first_token_at = time.monotonic()
-        self.generated.append(token)
-        self.logit_gap = logit_gap if self.logit_gap is None else min(self.logit_gap, logit_gap)
-
-    def take_logit_gap(self) -> float | None:
-        """Return the smallest gap since the last call."""
-        gap, self.logit_gap = self.logit_gap, None
-        return gap
-
-    def usage(self) -> Usage:
-        """Return what the request has cost so far."""
-        return Usage(
-            num_prompt_tokens=len(self.prompt),
-            num_reused_tokens=self.num_reused,
-            num_generated_tokens=len(self.generated),
-            num_dropped_tokens=self.num_dropped,
-            queue_s=max(0.0, self.started_at - self.submitted_at),
-            first_token_s=max(0.0, self.first_token_at - self.submitted_at),
-            total_s=time.monotonic() - self.submitted_at,
-        )
-
-    def computed_tokens(self) -> np.ndarray:
-        """Return the tokens whose KV is in the slot, int32."""
-        return np.concatenate([self.prompt, np.array(self.generated, np.int32)])[: self.num_computed]
-
-
-class PlannedChunk(NamedTuple):
-    """Prefill `num_tokens` of a prompt, from `num_computed` on."""
+class PlannedRow(NamedTuple):
+    """Compute `num_tokens` pending tokens of a sequence, and its draft behind them."""
 
     sequence: Sequence
     num_tokens: int
+    draft: tuple[int, ...] = ()
+
+
+class PlannedRun(NamedTuple):
+    """One program: some rows, and maybe a chunk, in a shape of the family."""
+
+    shape: Shape
+    rows: list[PlannedRow]
+    chunk: PlannedRow | None = None
+
+    @property
+    def all_rows(self) -> list[PlannedRow]:
+        return self.rows if self.chunk is None else [*self.rows, self.chunk]
 
 
 class StepPlan(NamedTuple):
-    """One step: some chunks of prompts, and one token each for the decoding sequences."""
+    """One step: KV to move first, saves before loads, then programs to run in turn."""
 
-    prefill: list[PlannedChunk]
-    decode: list[Sequence]
+    saves: list[BlockCopy]
+    loads: list[BlockCopy]
+    runs: list[PlannedRun]
 
 
 class Ended(NamedTuple):
@@ -112,47 +74,38 @@ class Ended(NamedTuple):
 class Scheduler:
     """Waiting and running sequences of one engine."""
 
-    def __init__(self, *, num_slots: int, chunk_tokens: int) -> None:
+    def __init__(self, *, num_slots: int, shapes: ShapeFamily, costs: StepCosts, prefix_store: PrefixStore) -> None:
         self._slots = SlotTable(num_slots)
-        self._chunk_tokens = chunk_tokens
-        self._waiting: deque[Sequence] = deque()
+        self._shapes, self._costs, self._prefix_store = shapes, costs, prefix_store
+        self._waiting: dict[Priority, deque[Sequence]] = {priority: deque() for priority in PRIORITIES}
         self._running: list[Sequence] = []
+        self.num_preempted = 0
 
-    @property
-    def num_waiting(self) -> int:
-        return len(self._waiting)
+    def num_running(self, least: Priority = PRIORITIES[-1]) -> int:
+        """Count the sequences that hold a slot and have this priority or a higher one."""
+        rank = PRIORITIES.index(least)
+        return sum(PRIORITIES.index(sequence.request.priority) <= rank for sequence in self._running)
 
-    @property
-    def num_running(self) -> int:
-        return len(self._running)
+    def num_waiting(self, least: Priority = PRIORITIES[-1]) -> int:
+        """Count the waiting sequences of this priority and all higher ones."""
+        return sum(len(self._waiting[priority]) for priority in PRIORITIES[: PRIORITIES.index(least) + 1])
 
     def submit(self, sequence: Sequence) -> None:
-        """Put a sequence at the end of the queue."""
-        self._waiting.append(sequence)
+        """Put a sequence at the end of its queue."""
+        self._waiting[sequence.request.priority].append(sequence)
 
     def plan(self) -> StepPlan:
-        """Admit waiting sequences into free slots, then plan the next step; empty lists mean nothing to do."""
-        while self._waiting:
-            first = self._waiting[0]
-            taken = self._slots.acquire(first.prompt, first.request.tenant, may_reuse=not first.request.is_fresh)
-            if taken is None:
-                break
-            sequence = self._waiting.popleft()
-            sequence.slot, sequence.num_computed = taken
-            sequence.num_reused = sequence.num_computed
-            sequence.started_at = time.monotonic()
-            self._running.append(sequence)
-        prefill, budget = [], self._chunk_tokens
-        for sequence in self._running:
-            if sequence.phase == "prefill" and budget:
-                count = min(len(sequence.prompt) - sequence.num_computed, budget)
-                prefill.append(PlannedChunk(sequence, count))
-                budget -= count
-        return StepPlan(prefill, [sequence for sequence in self._running if sequence.phase == "decode"])
+        """Admit waiting sequences into slots, then plan the next step; nothing in `runs` means nothing to do."""
+        saves: list[BlockCopy] = []
+        loads: list[BlockCopy] = []
+        for priority in PRIORITIES:
+            while self._waiting[priority] and self._admit(self._waiting[priority][0], saves, loads):
+                self._waiting[priority].popleft()
+        return StepPlan(saves, loads, self._plan_runs())
 
     def cancel(self, request_id: str) -> Ended | None:
         """Take a sequence out wherever it is; None if it is not here."""
-        for sequence in (*self._running, *self._waiting):
+        for sequence in self._all():
             if sequence.request.request_id == request_id:
                 return self.end(sequence, "cancelled", "cancelled")
         return None
@@ -160,27 +113,104 @@ class Scheduler:
     def end(self, sequence: Sequence, state: FinishState, reason: FinishReason, error: str = "") -> Ended:
         """Take a sequence out and free its slot; what was computed stays there as valid KV."""
         if sequence.slot < 0:
-            self._waiting.remove(sequence)
+            self._waiting[sequence.request.priority].remove(sequence)
         else:
-            self._running.remove(sequence)
-            self._slots.release(sequence.slot, sequence.computed_tokens(), sequence.request.tenant)
-            sequence.slot = -1
+            self._give_up_slot(sequence)
         return Ended(sequence, state, reason, error)
 
     def end_all(self, state: FinishState, reason: FinishReason, error: str) -> list[Ended]:
         """Take every sequence out."""
-        return [self.end(sequence, state, reason, error) for sequence in (*self._running, *self._waiting)]
+        return [self.end(sequence, state, reason, error) for sequence in tuple(self._all())]
 
     def fail_running(self, error: str) -> list[Ended]:
         """End every running sequence and forget all KV, after a step that failed."""
         ended = [self.end(sequence, "failed", "failed", error) for sequence in tuple(self._running)]
         self._slots.forget()
+        self._prefix_store.clear()
         return ended
 
     def check_integrity(self) -> None:
-        """Assert the invariants of this module and of the slot table."""
-        assert not set(map(id, self._waiting)) & set(map(id, self._running)), "a sequence both waits and runs"
-        assert all(sequence.slot == -1 for sequence in self._waiting), "a waiting sequence holds a slot"
+        """Assert the invariants of this module, of the slot table and of the prefix store."""
+        waiting = [sequence for queue in self._waiting.values() for sequence in queue]
+        assert not set(map(id, waiting)) & set(map(id, self._running)), "a sequence both waits and runs"
+        assert all(sequence.slot == -1 and not sequence.num_computed for sequence in waiting), "waits with a slot"
+        assert all(0 <= sequence.num_computed < len(sequence.tokens) for sequence in self._running), "nothing pending"
         held = [sequence.slot for sequence in self._running]
         assert len(held) == len(set(held)), "two sequences hold one slot"
         self._slots.check_integrity(set(held))
+        self._prefix_store.check_integrity()
+
+    def _all(self) -> Iterator[Sequence]:
+        yield from self._running
+        for queue in self._waiting.values():
+            yield from queue
+
+    def _admit(self, sequence: Sequence, saves: list[BlockCopy], loads: list[BlockCopy]) -> bool:
+        """Give a sequence a slot, one of lower priority's if need be; False: there is none."""
+        if len(self._running) == self._slots.num_slots and not self._preempt_for(sequence.request.priority):
+            return False
+        request, tokens = sequence.request, sequence.token_array()
+        grant = self._slots.acquire(tokens, request.tenant, request.session, may_reuse=not request.is_fresh)
+        assert grant is not None, "fewer running sequences than slots, yet none is free"
+        slot, num_reused, displaced, displaced_tenant = grant
+        store = self._prefix_store
+        found = [] if request.is_fresh else store.match(slot, tokens, request.tenant, start=num_reused)
+        kept = frozenset(copy.block for copy in (*found, *loads))
+        saves += store.save(slot, displaced, displaced_tenant, start=num_reused, kept=kept)
+        if found:
+            loads += found
+            num_reused = min(found[-1].position + store.block_tokens, len(tokens) - 1)
+        if not sequence.num_generated:
+            sequence.num_reused = num_reused
+        sequence.slot, sequence.num_computed = slot, num_reused
+        sequence.started_at = sequence.started_at or time.monotonic()
+        self._running.append(sequence)
+        return True
+
+    def _preempt_for(self, priority: Priority) -> bool:
+        """Free the slot of the sequence that matters least, if it matters less than `priority`."""
+        rank = PRIORITIES.index
+        least = max(self._running, key=lambda sequence: (rank(sequence.request.priority), sequence.started_at))
+        if rank(least.request.priority) <= rank(priority):
+            return False
+        self._give_up_slot(least)
+        self._waiting[least.request.priority].appendleft(least)
+        self.num_preempted += 1
+        return True
+
+    def _give_up_slot(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        computed = np.array(sequence.tokens[: sequence.num_computed], np.int32)
+        self._slots.release(sequence.slot, computed, sequence.request.tenant, sequence.request.session)
+        sequence.slot, sequence.num_computed = -1, 0
+
+    def _plan_runs(self) -> list[PlannedRun]:
+        if not self._running:
+            return []
+        priority = min((sequence.request.priority for sequence in self._running), key=PRIORITIES.index)
+        active = [sequence for sequence in self._running if sequence.request.priority == priority]
+        widest = self._shapes.width_buckets[-1]
+        short = [sequence for sequence in active if sequence.num_pending <= widest]
+        long = next((sequence for sequence in active if sequence.num_pending > widest), None)
+        rows = [PlannedRow(sequence, sequence.num_pending) for sequence in short]
+        if long is None:
+            return [self._rows_run(rows)]
+        if all(row.num_tokens == 1 for row in rows):
+            return [self._chunk_run(rows, long)]
+        return [self._rows_run(rows), self._chunk_run([], long)]
+
+    def _rows_run(self, rows: list[PlannedRow]) -> PlannedRun:
+        return PlannedRun(self._shapes.for_rows(len(rows), max(row.num_tokens for row in rows)), rows)
+
+    def _chunk_run(self, rows: list[PlannedRow], long: Sequence) -> PlannedRun:
+        """Return a run of the chunk with the most tokens per second that neither stalls the rows nor delays others."""
+        if rows:
+            limit_s = _STALL * self._costs.seconds(self._shapes.for_rows(len(rows), 1))
+        else:
+            limit_s = float("inf") if long.request.priority == PRIORITIES[0] else _UNHURRIED_CHUNK_S
+        sizes = self._shapes.mixed_chunk_buckets if rows else self._shapes.chunk_buckets
+        seconds = {size: self._costs.seconds(self._shapes.for_chunk(size, num_rows=len(rows))) for size in sizes}
+        allowed = [size for size in sizes if seconds[size] <= limit_s] or sizes[:1]
+        size = max(allowed, key=lambda size: (min(size, long.num_pending) / seconds[size], size))
+        shape = self._shapes.for_chunk(size, num_rows=len(rows))
+        return PlannedRun(shape, rows, PlannedRow(long, min(shape.chunk, long.num_pending)))

@@ -6,19 +6,36 @@ earlier one did computes only what differs. Tokens are compared, never text or h
 Invariants: a slot is held by at most one sequence; `tokens` of a free slot are exactly those whose KV is valid.
 """
 
+from typing import NamedTuple
+
 import msgspec
 import numpy as np
+
+_NONE = np.empty(0, np.int32)
 
 
 class Slot(msgspec.Struct):
     """One row of the resident KV."""
 
     tenant: str = ""
-    tokens: np.ndarray = msgspec.field(default_factory=lambda: np.empty(0, np.int32))
-    """What the KV holds, valid while the slot is free."""
+    session: str = ""
+    """Session of the last sequence; empty: none."""
+    tokens: np.ndarray = _NONE
+    """What the KV holds, int32, valid while the slot is free."""
     is_held: bool = False
     last_used: int = 0
     """Logical time of the last release."""
+
+
+class Grant(NamedTuple):
+    """A slot for a sequence."""
+
+    slot: int
+    num_reused: int
+    """Leading tokens of the prompt whose KV is there."""
+    displaced: np.ndarray
+    """Another session's tokens whose KV will be overwritten from `num_reused` on; empty: none worth keeping."""
+    displaced_tenant: str
 
 
 class SlotTable:
@@ -29,37 +46,44 @@ class SlotTable:
         self._clock = 0
 
     @property
-    def num_held(self) -> int:
-        return sum(slot.is_held for slot in self._slots)
+    def num_slots(self) -> int:
+        return len(self._slots)
 
-    def acquire(self, prompt: np.ndarray, tenant: str, *, may_reuse: bool = True) -> tuple[int, int] | None:
-        """Take a free slot for `prompt` (int32 `[T]`); return it and how many leading tokens need no computing.
+    def acquire(self, prompt: np.ndarray, tenant: str, session: str = "", *, may_reuse: bool = True) -> Grant | None:
+        """Take a free slot for `prompt` (int32 `[T]`); None: all slots are held.
 
         At least one token is left to compute, since its scores are needed. The slot with the longest common prefix
-        is taken if most of what it holds would be used again, else the one unused for longest, so that one
-        request does not wipe out another file's KV for the sake of a few shared tokens. None: all slots are held.
+        is taken, the session's own among equals, if most of what it holds would be used again; else the one unused
+        for longest, so that one request does not wipe out another file's KV for the sake of a few shared tokens.
         """
-        free = [(i, slot) for i, slot in enumerate(self._slots) if not slot.is_held]
+        free = [i for i, slot in enumerate(self._slots) if not slot.is_held]
         if not free:
             return None
-        common = {i: self._common(slot, prompt, tenant) if may_reuse else 0 for i, slot in free}
-        chosen = max(common, key=lambda i: (common[i], -self._slots[i].last_used))
-        if common[chosen] * 2 < min(len(self._slots[chosen].tokens), len(prompt)):
-            chosen = min(free, key=lambda item: (item[1].last_used, item[0]))[0]
-        self._slots[chosen].is_held = True
-        return chosen, common[chosen]
+        common = {i: self._common(self._slots[i], prompt, tenant) if may_reuse else 0 for i in free}
 
-    def release(self, index: int, tokens: np.ndarray, tenant: str) -> None:
-        """Give a slot back; `tokens` are those whose KV it holds."""
+        def is_own(i: int) -> bool:
+            return bool(session) and (self._slots[i].session, self._slots[i].tenant) == (session, tenant)
+
+        chosen = max(free, key=lambda i: (common[i], is_own(i), -self._slots[i].last_used))
+        if common[chosen] * 2 < min(len(self._slots[chosen].tokens), len(prompt)) and not is_own(chosen):
+            chosen = min(free, key=lambda i: (self._slots[i].last_used, i))
+        slot = self._slots[chosen]
+        displaced = _NONE if is_own(chosen) else slot.tokens
+        slot.is_held = True
+        return Grant(chosen, common[chosen], displaced, slot.tenant)
+
+    def release(self, index: int, tokens: np.ndarray, tenant: str, session: str = "") -> None:
+        """Give a slot back; `tokens` (int32) are those whose KV it holds."""
         slot = self._slots[index]
         assert slot.is_held, f"slot {index} is released but nobody holds it"
         self._clock += 1
-        slot.is_held, slot.tokens, slot.tenant, slot.last_used = False, tokens, tenant, self._clock
+        slot.is_held, slot.tokens, slot.last_used = False, tokens, self._clock
+        slot.tenant, slot.session = tenant, session
 
     def forget(self) -> None:
         """Mark the KV of every free slot invalid."""
         for slot in self._slots:
-            slot.tokens = np.empty(0, np.int32)
+            slot.tokens = _NONE
 
     def check_integrity(self, held: set[int]) -> None:
         """Assert that exactly the slots in `held` are held."""

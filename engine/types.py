@@ -11,6 +11,10 @@ import msgspec
 Phase = Literal["prefill", "decode"]
 FinishState = Literal["finished", "cancelled", "failed"]
 FinishReason = Literal["stop", "length", "cancelled", "failed"]
+Priority = Literal["interactive", "speculative", "background"]
+
+PRIORITIES: tuple[Priority, ...] = ("interactive", "speculative", "background")
+"""Highest first. Somebody waits for interactive work; speculative work may be asked for soon; background work keeps."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +58,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     sampling: SamplingParams = SamplingParams()
     tenant: str = ""
     """Requests of different tenants never share KV."""
+    session: str = ""
+    """The same for all requests from one open file of one tenant: they return to its slot. Empty: none."""
+    priority: Priority = "interactive"
+    """Work of lower priority runs only while there is none of higher, and is preempted for it."""
     is_fresh: bool = False
     """Compute everything anew, use no KV of earlier requests: the oracle of every reuse."""
 
@@ -114,6 +122,13 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_prompt_tokens: int = 0
     num_reused_tokens: int = 0
     num_generated_tokens: int = 0
+    num_computed_tokens: int = 0
+    """Every token the device computed, those of cancelled requests and of rejected drafts too."""
+    num_preempted: int = 0
+    num_stored_blocks: int = 0
+    """Blocks of KV in the prefix store now."""
+    num_restored_blocks: int = 0
+    """Blocks copied from the prefix store into a slot."""
     num_steps: int = 0
     num_recompiles: int = 0
     """Programs compiled after warm-up; anything but 0 is a defect."""

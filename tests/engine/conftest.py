@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.config import EngineConfig
+from engine.costs import StepCosts
 from engine.engine import Engine
 from engine.fim import FimTemplate
 from engine.model.config import ModelConfig
 from engine.plan import EnginePlan, resolve
+from engine.shapes import Shape
 from engine.tokenizer import Tokenizer
 from engine.types import Finish, Output
 from tests.engine.counting_runner import CountingRunner
@@ -17,13 +20,22 @@ from tests.engine.counting_runner import CountingRunner
 TINY_MODEL = Path(__file__).parent.parent / "fixtures" / "models" / "tiny-llama"
 
 
-def make_plan(*, num_slots: int = 4, max_context: int = 256, prefill_chunk: int = 16) -> EnginePlan:
+def make_plan(
+    *, num_slots: int = 4, max_context: int = 256, prefill_chunk: int = 16, num_blocks: int = 4
+) -> EnginePlan:
     model = ModelConfig(
         family="llama", vocab_size=512, hidden_size=16, intermediate_size=16, num_layers=1, num_heads=1,
         num_kv_heads=1, head_size=16, max_context=max_context,
     )  # fmt: skip
     config = EngineConfig(num_slots=num_slots, prefill_chunk=prefill_chunk)
-    return resolve(config, model, available_bytes=1 << 30)
+    return msgspec.structs.replace(resolve(config, model, available_bytes=1 << 30), num_blocks=num_blocks)
+
+
+class FixedCosts(StepCosts):
+    """Costs that no measurement changes."""
+
+    def note(self, shape: Shape, seconds: float) -> None:
+        del shape, seconds
 
 
 class Recorder:
@@ -68,9 +80,17 @@ def runner(ascii_ids: list[int]) -> CountingRunner:
 
 @pytest.fixture
 def make_engine(runner: CountingRunner, tokenizer: Tokenizer, template: FimTemplate) -> Callable[..., Engine]:
-    def make(*, max_waiting: int = 100, **plan: int) -> Engine:
+    def make(*, max_waiting: int = 100, costs: dict[int, float] | None = None, **choices: int) -> Engine:
+        """`costs`: seconds of a step with a chunk of so many tokens; every other step takes 1 ms."""
+        plan = make_plan(**choices)
+        seconds = {shape: (costs or {}).get(shape.chunk, 1e-3) for shape in plan.shapes.shapes()}
         return Engine(
-            runner=runner, tokenizer=tokenizer, template=template, plan=make_plan(**plan), max_waiting=max_waiting
+            runner=runner,
+            tokenizer=tokenizer,
+            template=template,
+            plan=plan,
+            costs=FixedCosts(seconds),
+            max_waiting=max_waiting,
         )
 
     return make

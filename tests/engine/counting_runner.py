@@ -8,7 +8,9 @@ from collections.abc import Sequence as Rows
 import numpy as np
 
 from engine.errors import StepError
+from engine.prefix_store import BLOCK_TOKENS, BlockCopy
 from engine.runner import Choice, Row
+from engine.shapes import Shape
 
 
 def next_token(tokens: list[int], choices: Rows[int]) -> int:
@@ -38,29 +40,50 @@ class CountingRunner:
     def __init__(self, choices: Rows[int]) -> None:
         self.choices = choices
         self.kv: dict[int, list[int]] = {}
+        self.store: dict[int, list[int]] = {}
         self.fails = False
         self.computed_tokens = 0
-        self.runs: list[list[int]] = []
-        """Slots of each run."""
+        self.runs: list[tuple[Shape, list[int]]] = []
+        """Shape and slots of each run."""
 
     @property
     def num_recompiles(self) -> int:
         return 0
 
-    def run(self, rows: Rows[Row]) -> list[Choice]:
+    def run(self, shape: Shape, rows: Rows[Row], chunk: Row | None = None) -> list[list[Choice]]:
         if self.fails:
             self.fails = False
             raise StepError("the device is out of order")
-        self.runs.append([row.slot for row in rows])
-        return [self._run_row(row) for row in rows]
+        assert len(rows) <= shape.rows, "more rows than the shape has"
+        assert all(len(row.tokens) <= shape.width and row.num_wanted <= shape.num_scored for row in rows)
+        assert (chunk is not None) == (shape.chunk > 0)
+        assert chunk is None or len(chunk.tokens) <= shape.chunk
+        every = [*rows, *([] if chunk is None else [chunk])]
+        self.runs.append((shape, [row.slot for row in every]))
+        return [self._run_row(row) for row in every]
+
+    def copy_blocks(self, saves: Rows[BlockCopy], loads: Rows[BlockCopy]) -> None:
+        for slot, position, block in saves:
+            self.store[block] = self.kv[slot][position : position + BLOCK_TOKENS]
+            assert len(self.store[block]) == BLOCK_TOKENS, "saved a block that is not there"
+        for slot, position, block in loads:
+            held = self.kv.setdefault(slot, [])
+            assert position <= len(held), "a gap in the KV"
+            held[position:] = self.store[block]
 
     def reset(self) -> None:
         self.kv.clear()
+        self.store.clear()
 
-    def _run_row(self, row: Row) -> Choice:
+    def _run_row(self, row: Row) -> list[Choice]:
         held = self.kv.setdefault(row.slot, [])
         assert row.start <= len(held), "a gap in the KV"
         held[row.start :] = map(int, row.tokens)
         self.computed_tokens += len(row.tokens)
-        token = next_token(held, self.choices if row.allowed is None else np.asarray(row.allowed).tolist())
-        return Choice(token, float(token))
+        choices = []
+        for i in range(row.num_wanted):
+            end = len(held) - row.num_wanted + 1 + i
+            allowed = self.choices if i or row.allowed is None else np.asarray(row.allowed).tolist()
+            token = next_token(held[:end], allowed)
+            choices.append(Choice(token, float(token)))
+        return choices

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from engine.engine import Engine
 from engine.errors import EngineClosedError, QueueFullError, RequestError
 from engine.fim import FimTemplate, build_prompt
+from engine.shapes import Shape
 from engine.tokenizer import Tokenizer
-from engine.types import Request, SamplingParams
+from engine.types import PRIORITIES, Request, SamplingParams
 from tests.engine.conftest import Recorder
 from tests.engine.counting_runner import CountingRunner, completion_of
 
@@ -240,6 +241,96 @@ def test_failing_everything_leaves_nothing_behind(engine) -> None:
     assert not engine.has_work()
 
 
+def test_a_step_takes_one_chunk_of_a_long_prompt_beside_every_decoding_row(engine, runner) -> None:
+    for i in range(2):
+        submit(engine, request(f"running {i}", "a\n", max_tokens=50))
+    engine.step()
+    submit(engine, request("long", "value = 1\n" * 12, max_tokens=2))
+    engine.step()
+    assert runner.runs[-1] == (Shape(4, 1, 16), [0, 1, 2])
+
+
+def test_tails_of_prompts_run_side_by_side(engine, runner) -> None:
+    for i in range(3):
+        submit(engine, request(str(i), "a\n"))
+    engine.step()
+    [(shape, slots)] = runner.runs
+    assert (shape.rows, shape.chunk, slots) == (4, 0, [0, 1, 2])
+
+
+def test_the_chunk_beside_running_rows_is_one_that_does_not_stall_them(make_engine, runner) -> None:
+    def chunks_beside_a_row(cost_of_large: float) -> set[int]:
+        runner.runs.clear()
+        engine = make_engine(prefill_chunk=64, costs={64: cost_of_large, 32: 2e-3})
+        submit(engine, request("running", "a\n", max_tokens=50))
+        engine.step()
+        submit(engine, request("long", "value = 1\n" * 24, max_tokens=1))
+        run_until_idle(engine)
+        return {shape.chunk for shape, _ in runner.runs if shape.rows and shape.chunk}
+
+    assert chunks_beside_a_row(3e-3) == {32}
+    assert 64 in chunks_beside_a_row(2.4e-3)
+
+
+def test_lower_priority_stands_still_while_somebody_waits(engine) -> None:
+    ahead = submit(engine, request("ahead", max_tokens=50, priority="background"))
+    engine.step()
+    waiter = submit(engine, request("waiter", max_tokens=5))
+    num_outputs = len(ahead.outputs)
+    while waiter.finish is None:
+        engine.step()
+    assert len(ahead.outputs) == num_outputs
+    run_until_idle(engine)
+    assert ahead.finish.state == "finished"
+
+
+def test_a_sequence_of_lower_priority_gives_up_its_slot_and_goes_on_later(
+    make_engine, tokenizer, template, ascii_ids
+) -> None:
+    engine = make_engine(num_slots=1)
+    work = request("work", "y = 2\n" * 3, max_tokens=9, priority="speculative")
+    recorder = submit(engine, work)
+    for _ in range(4):
+        engine.step()
+    assert recorder.outputs
+    waiter = submit(engine, request("waiter", "another = file\n"))
+    run_until_idle(engine)
+    assert engine.stats().num_preempted == 1
+    assert waiter.finish.state == recorder.finish.state == "finished"
+    assert recorder.text == expected_text(work, tokenizer, template, ascii_ids)
+
+
+def test_work_of_lower_priority_does_not_fill_the_queue_for_others(make_engine) -> None:
+    engine = make_engine(num_slots=1, max_waiting=1)
+    for i in range(2):
+        submit(engine, request(f"ahead {i}", priority="background"))
+    with pytest.raises(QueueFullError):
+        submit(engine, request("more", priority="background"))
+    for i in range(2):
+        submit(engine, request(f"waiter {i}"))
+    with pytest.raises(QueueFullError):
+        submit(engine, request("one too many"))
+    run_until_idle(engine)
+    assert engine.stats().num_finished == 4
+
+
+def test_a_prompt_whose_slot_was_given_up_comes_back_from_the_prefix_store(
+    make_engine, tokenizer, template, ascii_ids
+) -> None:
+    engine = make_engine(num_slots=1, num_blocks=8)
+    mine = request("mine", "def f():\n    return 1\n" * 12 + "x", session="mine")
+    theirs = request("theirs", "y = 2\n" * 20, session="theirs")
+    for one in (mine, theirs):
+        submit(engine, one)
+        run_until_idle(engine)
+    again = Request(request_id="again", before=mine.before, cut=mine.cut, sampling=mine.sampling, session="mine")
+    recorder = submit(engine, again)
+    run_until_idle(engine)
+    assert recorder.finish.usage.num_reused_tokens >= 64
+    assert engine.stats().num_restored_blocks >= 2
+    assert recorder.text == expected_text(again, tokenizer, template, ascii_ids)
+
+
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_happens_each_request_ends_once_and_finished_ones_are_right(
@@ -251,16 +342,22 @@ def test_whatever_happens_each_request_ends_once_and_finished_ones_are_right(
     ascii_ids: list[int],
 ) -> None:
     runner.reset()
-    engine = make_engine(num_slots=data.draw(st.integers(1, 4)))
+    engine = make_engine(num_slots=data.draw(st.integers(1, 4)), num_blocks=data.draw(st.integers(0, 3)))
     taken: dict[str, tuple[Request, Recorder]] = {}
     for number in range(data.draw(st.integers(1, 30))):
         match data.draw(st.sampled_from(["submit", "submit", "cancel", "step", "step", "fail"])):
             case "submit":
                 before = data.draw(st.sampled_from(["x = 1\n", "x = 1\ny = ", "def g():\n    r", ""])) * data.draw(
-                    st.integers(1, 6)
+                    st.integers(1, 12)
                 )
-                tenant = data.draw(st.sampled_from(["", "other"]))
-                one = request(str(number), before, max_tokens=data.draw(st.integers(1, 7)), tenant=tenant)
+                one = request(
+                    str(number),
+                    before,
+                    max_tokens=data.draw(st.integers(1, 7)),
+                    tenant=data.draw(st.sampled_from(["", "other"])),
+                    session=data.draw(st.sampled_from(["", "one", "two"])),
+                    priority=data.draw(st.sampled_from(PRIORITIES)),
+                )
                 taken[one.request_id] = one, submit(engine, one)
             case "cancel" if taken:
                 engine.cancel(data.draw(st.sampled_from(sorted(taken))))

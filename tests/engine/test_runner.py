@@ -15,7 +15,8 @@ from engine.model.attention import native_attention, xla_attention
 from engine.model.config import ModelConfig
 from engine.model.transformer import attend_causally
 from engine.plan import resolve
-from engine.runner import DeviceRunner, Row
+from engine.prefix_store import BlockCopy
+from engine.runner import Choice, DeviceRunner, Row
 from engine.types import SamplingParams
 from engine.weights.load import random_model
 
@@ -26,12 +27,13 @@ MODEL = ModelConfig(
 NUM_TOKENS = 67
 LOADED = random_model(MODEL, seed=3, dtype=jnp.float32)
 GREEDY = SamplingParams()
+PLAN = resolve(EngineConfig(num_slots=4, prefill_chunk=64, prefix_store_mb=1), MODEL, available_bytes=1 << 30)
+SHAPES = PLAN.shapes
 
 
 def make_runner(attention) -> DeviceRunner:
-    plan = resolve(EngineConfig(num_slots=4, prefill_chunk=32), MODEL, available_bytes=1 << 30)
     runner = DeviceRunner(
-        graphdef=LOADED.graphdef, weights=LOADED.weights, config=MODEL, plan=plan, attention=attention,
+        graphdef=LOADED.graphdef, weights=LOADED.weights, config=MODEL, plan=PLAN, attention=attention,
         num_tokens=NUM_TOKENS,
     )  # fmt: skip
     runner.warm_up(lambda message: None)
@@ -68,16 +70,20 @@ def reference(tokens: list[int], count: int) -> list[int]:
 
 def prefill(runner: DeviceRunner, slot: int, tokens: list[int], *, chunk: int = 32, start: int = 0, **row) -> int:
     for i in range(start, len(tokens), chunk):
-        [(token, _)] = runner.run(
-            [Row(slot, i, tokens[i : i + chunk], row.get("sampling", GREEDY), 0, row.get("allowed"))]
-        )
+        part = tokens[i : i + chunk]
+        one = Row(slot, i, part, row.get("sampling", GREEDY), 0, 1, row.get("allowed"))
+        [[(token, _)]] = runner.run(SHAPES.for_chunk(len(part)), [], one)
     return token
+
+
+def run_rows(runner: DeviceRunner, rows: list[Row]) -> list[list[Choice]]:
+    return runner.run(SHAPES.for_rows(len(rows), max(len(row.tokens) for row in rows)), rows)
 
 
 def decode(runner: DeviceRunner, slots: list[int], sequences: list[list[int]], count: int) -> list[list[int]]:
     for _ in range(count):
         rows = [Row(slot, len(s) - 1, s[-1:], GREEDY, 0) for slot, s in zip(slots, sequences, strict=True)]
-        for sequence, choice in zip(sequences, runner.run(rows), strict=True):
+        for sequence, [choice] in zip(sequences, run_rows(runner, rows), strict=True):
             sequence.append(choice.token)
     return sequences
 
@@ -131,7 +137,7 @@ def test_only_allowed_tokens_come_out(runner) -> None:
 
 
 def test_the_logit_gap_is_the_distance_of_the_two_best_scores(runner) -> None:
-    [choice] = runner.run([Row(0, 0, PROMPT[:20], GREEDY, 0)])
+    [[choice]] = runner.run(SHAPES.for_chunk(20), [], Row(0, 0, PROMPT[:20], GREEDY, 0))
     second, best = np.sort(reference_logits(PROMPT[:20]))[-2:]
     assert choice.logit_gap == pytest.approx(best - second, abs=1e-5)
 
@@ -149,26 +155,88 @@ def test_a_sampled_token_depends_on_its_seed_and_not_on_its_neighbours(runner) -
     for slot in range(3):
         prefill(runner, slot, PROMPT)
     rows = [Row(i, len(PROMPT), [4], s, 1) for i, s in enumerate(sampling)]
-    alone = [runner.run([row])[0].token for row in rows]
-    assert [choice.token for choice in runner.run(rows)] == alone
+    alone = [run_rows(runner, [row])[0][0].token for row in rows]
+    assert [choice.token for [choice] in run_rows(runner, rows)] == alone
+
+
+@pytest.mark.parametrize("size", [2, 7, 8])
+def test_a_verified_draft_yields_what_one_token_at_a_time_yields(runner, size: int) -> None:
+    for sampling in (GREEDY, SamplingParams(temperature=1.2, seed=5, top_k=30)):
+        first = prefill(runner, 1, PROMPT, sampling=sampling)
+        expected = [first]
+        for i in range(size):
+            row = Row(1, len(PROMPT) + i, [expected[-1]], sampling, i + 1)
+            expected.append(run_rows(runner, [row])[0][0].token)
+        row = Row(1, len(PROMPT), expected[:size], sampling, 1, num_wanted=size)
+        assert [choice.token for choice in run_rows(runner, [row])[0]] == expected[1:]
+
+
+def test_a_draft_behind_the_tail_of_a_prompt_is_verified_in_the_same_step(runner) -> None:
+    expected = reference(PROMPT, 5)
+    prefill(runner, 0, PROMPT[:-6])
+    row = Row(0, len(PROMPT) - 6, [*PROMPT[-6:], *expected[:4]], GREEDY, 0, num_wanted=5)
+    assert [choice.token for choice in run_rows(runner, [row])[0]] == expected
+
+
+def test_only_the_first_token_wanted_is_constrained(runner) -> None:
+    best = reference(PROMPT, 1)[0]
+    prefill(runner, 0, PROMPT[:-1])
+    other = (best + 1) % NUM_TOKENS
+    row = Row(0, len(PROMPT) - 1, [PROMPT[-1], other, 3], GREEDY, 0, num_wanted=3, allowed=np.array([other]))
+    got = [choice.token for choice in run_rows(runner, [row])[0]]
+    assert got == [other, *reference([*PROMPT, other], 1), *reference([*PROMPT, other, 3], 1)]
+
+
+def test_what_a_rejected_draft_left_in_the_kv_is_overwritten(runner) -> None:
+    first, second, *_ = expected = reference(PROMPT, 6)
+    prefill(runner, 2, PROMPT)
+    wrong = (second + 1) % NUM_TOKENS
+    row = Row(2, len(PROMPT), [first, wrong, wrong, wrong], GREEDY, 1, num_wanted=4)
+    assert run_rows(runner, [row])[0][0].token == second
+    [sequence] = decode(runner, [2], [[*PROMPT, first, second]], 4)
+    assert sequence[len(PROMPT) :] == expected
+
+
+@pytest.mark.parametrize("num_tokens", [20, 64])
+def test_a_chunk_beside_decoding_rows_equals_both_alone(runner, num_tokens: int) -> None:
+    long = np.random.default_rng(2).integers(0, NUM_TOKENS, num_tokens).tolist()
+    prompts = [PROMPT[:9], PROMPT[5:]]
+    firsts = [prefill(runner, slot, prompt) for slot, prompt in enumerate(prompts)]
+    rows = [
+        Row(i, len(prompt), [first], GREEDY, 1) for i, (prompt, first) in enumerate(zip(prompts, firsts, strict=True))
+    ]
+    shape = SHAPES.for_chunk(num_tokens, num_rows=2)
+    *rows_got, [chunk_got] = runner.run(shape, rows, Row(3, 0, long, GREEDY, 0))
+    assert [choice.token for [choice] in rows_got] == [reference(prompt, 2)[1] for prompt in prompts]
+    assert chunk_got.token == reference(long, 1)[0]
+
+
+def test_kv_from_the_prefix_store_equals_kv_computed_anew(runner) -> None:
+    long = np.random.default_rng(3).integers(0, NUM_TOKENS, 101).tolist()
+    expected = prefill(runner, 0, long)
+    runner.copy_blocks([BlockCopy(0, 0, 5), BlockCopy(0, 32, 2), BlockCopy(0, 64, 9)], [])
+    prefill(runner, 0, PROMPT)
+    runner.copy_blocks([], [BlockCopy(3, 32, 2), BlockCopy(3, 64, 9), BlockCopy(3, 0, 5)])
+    assert prefill(runner, 3, long, start=96) == expected
 
 
 def test_nothing_is_compiled_after_warm_up(runner) -> None:
-    for count in (1, 2, 3, 4):
-        runner.run([Row(i, 0, [1], GREEDY, 0) for i in range(count)])
-    for count in (2, 16, 17, 32):
-        runner.run([Row(0, 0, [1] * count, GREEDY, 0)])
+    def run_everything() -> None:
+        for shape in SHAPES.shapes():
+            rows = [Row(i, 0, [1] * shape.width, GREEDY, 0) for i in range(min(shape.rows, 3))]
+            runner.run(shape, rows, Row(3, 0, [1] * shape.chunk, GREEDY, 0) if shape.chunk else None)
+        runner.copy_blocks([BlockCopy(0, 0, 0)] * 70, [BlockCopy(0, 0, 0)] * 3)
+
+    assert count_compilations(run_everything) == 0
     assert runner.num_recompiles == 0
-    assert count_compilations(lambda: runner.run([Row(0, 0, [1] * 9, GREEDY, 0)])) == 0
 
 
 def test_a_program_that_was_not_compiled_ahead_is_counted() -> None:
-    plan = resolve(EngineConfig(num_slots=2, prefill_chunk=16), MODEL, available_bytes=1 << 30)
     cold = DeviceRunner(
-        graphdef=LOADED.graphdef, weights=LOADED.weights, config=MODEL, plan=plan, attention=xla_attention,
+        graphdef=LOADED.graphdef, weights=LOADED.weights, config=MODEL, plan=PLAN, attention=xla_attention,
         num_tokens=NUM_TOKENS,
     )  # fmt: skip
-    assert [choice.token for choice in cold.run([Row(0, 0, [5], GREEDY, 0)])] == reference([5], 1)
+    assert run_rows(cold, [Row(0, 0, [5], GREEDY, 0)])[0][0].token == reference([5], 1)[0]
     assert cold.num_recompiles == 1
 
 
@@ -176,7 +244,7 @@ def test_a_program_that_fails_on_the_device_is_a_step_error_and_reset_recovers(t
     native.build(tmp_path)
     runner = make_runner(native_attention)
     with pytest.raises(StepError, match="a row lies outside the KV"):
-        runner.run([Row(0, 10_000, [1], GREEDY, 0)])
+        run_rows(runner, [Row(0, 10_000, [1], GREEDY, 0)])
     runner.reset()
     assert prefill(runner, 0, PROMPT) == reference(PROMPT, 1)[0]
 

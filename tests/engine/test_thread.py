@@ -77,7 +77,7 @@ def test_closing_fails_what_takes_too_long(thread, runner) -> None:
 
 
 def test_a_defect_in_the_thread_fails_everything_and_refuses_more(thread, runner, caplog) -> None:
-    def broken(rows):
+    def broken(*step):
         raise ZeroDivisionError
 
     runner.run = broken
@@ -90,8 +90,8 @@ def test_a_defect_in_the_thread_fails_everything_and_refuses_more(thread, runner
 
 
 def slowed(run):
-    def slow(rows):
+    def slow(*step):
         time.sleep(0.01)
-        return run(rows)
+        return run(*step)
 
     return slow
