@@ -75,6 +75,7 @@ def build_request(
         path=request.path or path_of_language(request.language),
         context=request.context,
         sampling=sampling,
+        session=request.session_id,
         is_fresh=request.is_fresh,
     )
 

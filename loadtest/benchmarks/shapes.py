@@ -1,6 +1,8 @@
 """The models that benchmarks run: the starter model, and a 110 M random-weight shape with the starter's vocabulary."""
 
+import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -41,22 +43,32 @@ class Bench(NamedTuple):
 
 
 def make_benches(on_progress: Callable[[str], None], *, dtype: str = "auto") -> list[Bench]:
-    """Build both engines. Nothing stops a sequence early: stop tokens are switched off."""
-    tokenizer = Tokenizer.from_directory(STARTER)
-    template = msgspec.structs.replace(FimTemplate.detect(tokenizer), stop_ids=())
+    """Build both engines."""
     benches = []
     for name, shape in (("starter", None), ("110m", SHAPE_110M)):
-        config = EngineConfig(num_slots=16, dtype=dtype)  # type: ignore[arg-type]
-        loaded = (
-            load_model(STARTER, dtype=jnp.float32)
-            if shape is None
-            else random_model(shape, seed=0, dtype=jnp.dtype(resolve(config, shape).dtype))
-        )
-        on_progress(f"{name}: {loaded.config.num_parameters / 1e6:.1f} M parameters")
-        plan = resolve(config, loaded.config)
-        engine = build_engine(loaded, tokenizer, template, config, plan, on_progress=lambda _: None)
-        benches.append(Bench(name, loaded.config, engine))
+        benches.append(make_bench(name, shape, dtype=dtype))
+        on_progress(f"{name}: {benches[-1].model.num_parameters / 1e6:.1f} M parameters")
     return benches
+
+
+def make_bench(name: str, shape: ModelConfig | None, *, dtype: str = "auto") -> Bench:
+    """Build an engine of the starter model (None) or of random weights; stop tokens are off, so that nothing ends."""
+    tokenizer = Tokenizer.from_directory(STARTER)
+    template = msgspec.structs.replace(FimTemplate.detect(tokenizer), stop_ids=())
+    config = EngineConfig(num_slots=16, dtype=dtype)  # type: ignore[arg-type]
+    loaded = (
+        load_model(STARTER, dtype=jnp.float32)
+        if shape is None
+        else random_model(shape, seed=0, dtype=jnp.dtype(resolve(config, shape).dtype))
+    )
+    plan = resolve(config, loaded.config)
+    engine = build_engine(loaded, tokenizer, template, config, plan, on_progress=lambda _: None)
+    return Bench(name, loaded.config, engine)
+
+
+def real_code() -> str:
+    """Return a long Python file that every machine has: the standard library's `argparse`."""
+    return Path(argparse.__file__).read_text()
 
 
 def make_request(engine: Engine, name: str, *, num_tokens: int, max_tokens: int, salt: str) -> Request:
