@@ -1,0 +1,100 @@
+"""How many draft tokens to verify: the program width that yields most tokens per second, 1 when drafts do not pay.
+
+Knows rates and seconds, no tokens. Deterministic: the same calls give the same widths.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from engine.drafts.acceptance import Acceptance
+from engine.drafts.sources import Draft
+
+_DRIFT_STEP, _OWN_STEP = 0.1, 0.05
+_MAX_LOG_ERROR = 0.7
+_PROBE_SHARE = 0.02
+"""Share of the time without drafts that may be spent on trying them again."""
+_PATIENCE = 32
+"""Steps without a draft that pays, after which drafts are only looked for when they would be tried."""
+
+
+class StepCosts:
+    """Seconds of a decode step by rows and width: measured at warm-up, refined by what steps take.
+
+    A step moves the estimates of all widths of its number of rows (contexts grow longer, others use the machine), and
+    its own a little more. So a width that is seldom run keeps its ratio to the others. Outliers move little.
+    """
+
+    def __init__(self, measured_s: Mapping[tuple[int, int], float]) -> None:
+        """`measured_s`: seconds of `(rows, width)`, for every width at every number of rows that has a program."""
+        self.widths = tuple(sorted({width for _, width in measured_s}))
+        self._buckets = tuple(sorted({rows for rows, _ in measured_s}))
+        missing = {(rows, width) for rows in self._buckets for width in self.widths} - set(measured_s)
+        assert self.widths[:1] == (1,), f"the narrowest width is {self.widths[:1]}, expected 1"
+        assert not missing, f"the costs of {sorted(missing)} are missing, as (rows, width)"
+        self._log_s = {shape: math.log(max(seconds, 1e-9)) for shape, seconds in measured_s.items()}
+
+    def cost_s(self, num_rows: int, width: int) -> float:
+        """Return the seconds of a step of `num_rows` at `width`, in the smallest program with room for the rows."""
+        return math.exp(self._log_s[self._bucket(num_rows), width])
+
+    def record(self, num_rows: int, width: int, seconds: float) -> None:
+        """Take in what a step took."""
+        rows = self._bucket(num_rows)
+        error = math.log(max(seconds, 1e-9)) - self._log_s[rows, width]
+        error = max(-_MAX_LOG_ERROR, min(_MAX_LOG_ERROR, error))
+        for each in self.widths:
+            self._log_s[rows, each] += _DRIFT_STEP * error
+        self._log_s[rows, width] += _OWN_STEP * error
+
+    def _bucket(self, num_rows: int) -> int:
+        return next((bucket for bucket in self._buckets if bucket >= num_rows), self._buckets[-1])
+
+
+class LengthController:
+    """Chooses one width for all rows of a step.
+
+    Drafts that do not pay are not verified, so nothing more would be learnt of them. Therefore steps without drafts
+    save up a small share of their time, and when it covers what the smallest width costs more, drafts are tried
+    though they do not seem to pay.
+    """
+
+    def __init__(self, acceptance: Acceptance, costs: StepCosts) -> None:
+        self._acceptance, self._costs = acceptance, costs
+        self._saved_s = 0.0
+        self._num_fruitless = 0
+
+    def wants_drafts(self, num_rows: int) -> bool:
+        """Tell whether looking for drafts is worth the host's time at this step."""
+        return len(self._costs.widths) > 1 and (
+            self._num_fruitless < _PATIENCE or self._saved_s >= self._probe_cost_s(num_rows)
+        )
+
+    def choose_width(self, drafts: Sequence[Draft]) -> int:
+        """Return the width for one step; `drafts` has one entry a row, without tokens where there is no draft.
+
+        A width of w verifies the first w - 1 tokens of every draft. Call it at every decode step, whether or not
+        drafts were looked for.
+        """
+        num_rows, widths = len(drafts), self._costs.widths
+        promises = [self._acceptance.expected(draft) for draft in drafts if draft.tokens]
+
+        def tokens_per_s(width: int) -> float:
+            accepted = sum(promise[min(width, len(promise)) - 1] for promise in promises)
+            return (num_rows + accepted) / self._costs.cost_s(num_rows, width)
+
+        best = max(widths, key=tokens_per_s) if promises else 1
+        if best > 1:
+            self._num_fruitless = 0
+            return best
+        if promises and len(widths) > 1 and self._saved_s >= (extra_s := self._probe_cost_s(num_rows)):
+            self._saved_s -= extra_s
+            return widths[1]
+        self._num_fruitless += 1
+        if len(widths) > 1:
+            plain_s = self._costs.cost_s(num_rows, 1)
+            self._saved_s = min(self._saved_s + _PROBE_SHARE * plain_s, max(plain_s, self._probe_cost_s(num_rows)))
+        return 1
+
+    def _probe_cost_s(self, num_rows: int) -> float:
+        costs = self._costs
+        return max(0.0, costs.cost_s(num_rows, costs.widths[1]) - costs.cost_s(num_rows, 1))
