@@ -16,6 +16,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Requests that may wait for a slot; one more is refused."""
     prefill_chunk: int = 256
     """Prompt tokens computed in one step, so that running sequences never wait for a whole prompt."""
+    drafts: bool = True
+    """Verify text that is likely to come next, several tokens in one step, where that was measured to pay."""
     prefix_store_mb: int = 256
     """Memory for KV of prompts whose slot was given up, in MB (10^6 bytes); 0: none is kept."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

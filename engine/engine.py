@@ -13,8 +13,12 @@ import threading
 import time
 from collections import deque
 
-from engine.costs import StepCosts
+from engine.costs import StepCosts, WidthCosts
 from engine.detokenizer import Detokenizer
+from engine.drafts.acceptance import Acceptance
+from engine.drafts.corpus import Corpora
+from engine.drafts.drafting import Drafting
+from engine.drafts.lengths import LengthController
 from engine.errors import EngineClosedError, QueueFullError, RequestError, StepError
 from engine.fim import FimTemplate, build_prompt
 from engine.plan import EnginePlan
@@ -54,10 +58,17 @@ class Engine:
         self._runner, self._tokenizer, self._template = runner, tokenizer, template
         self._plan, self._costs, self._max_waiting = plan, costs, max_waiting
         self._prefix_store = PrefixStore(plan.num_blocks)
-        self._scheduler = Scheduler(
-            num_slots=plan.num_slots, shapes=plan.shapes, costs=costs, prefix_store=self._prefix_store
-        )
         self._stop_ids = frozenset(template.stop_ids)
+        self._acceptance, self._corpora = Acceptance(), Corpora(markers=self._stop_ids)
+        self._drafting = Drafting(self._acceptance, self._corpora, markers=self._stop_ids)
+        self._scheduler = Scheduler(
+            num_slots=plan.num_slots,
+            shapes=plan.shapes,
+            costs=costs,
+            prefix_store=self._prefix_store,
+            drafting=self._drafting if plan.has_drafts else None,
+            lengths=LengthController(self._acceptance, WidthCosts(costs, plan.shapes)),
+        )
         self._lock = threading.Lock()
         # Guarded by the lock: what other threads hand to the stepping thread.
         self._inbox: deque[Sequence] = deque()
@@ -111,6 +122,8 @@ class Engine:
             num_waiting=len(self._inbox) + self._scheduler.num_waiting(),
             kv_usage=running / slots,
             num_rejected=self._num_rejected,
+            num_drafted_tokens=sum(counts.num_proposed_tokens for counts in self._acceptance.counts().values()),
+            num_accepted_tokens=sum(counts.num_accepted_tokens for counts in self._acceptance.counts().values()),
             num_preempted=self._scheduler.num_preempted,
             num_stored_blocks=self._prefix_store.num_used_blocks,
             num_recompiles=self._runner.num_recompiles,
@@ -167,8 +180,9 @@ class Engine:
             self._emit_end(ended)
 
     def check_integrity(self) -> None:
-        """Assert the scheduler's invariants."""
+        """Assert the invariants of everything that has any."""
         self._scheduler.check_integrity()
+        self._corpora.check_integrity()
 
     def _make_sequence(self, request: Request, sink: Sink) -> Sequence:
         sampling = request.sampling
@@ -190,7 +204,9 @@ class Engine:
             heal=prompt.heal,
             num_dropped=prompt.num_dropped_tokens,
             max_tokens=sampling.max_tokens,
+            max_context=self._plan.max_context,
             detokenizer=Detokenizer(self._tokenizer, heal=prompt.heal, stop=sampling.stop),
+            sources=self._drafting.begin(prompt.tokens, tenant=request.tenant, given=prompt.draft),
         )
 
     def _num_waiting(self, request: Request) -> int:
@@ -218,10 +234,10 @@ class Engine:
         return Row(
             slot=sequence.slot,
             start=start,
-            tokens=[*sequence.tokens[start : start + num_tokens], *draft],
+            tokens=[*sequence.tokens[start : start + num_tokens], *draft.tokens],
             sampling=sequence.request.sampling,
             num_generated=sequence.num_generated,
-            num_wanted=1 + len(draft),
+            num_wanted=1 + len(draft.tokens),
             allowed=self._tokenizer.tokens_for_bytes(sequence.heal) if sequence.heal else None,
         )
 
@@ -229,24 +245,24 @@ class Engine:
         """Take what a step computed for a sequence: its KV, and as many new tokens as the draft foretold, and one."""
         sequence, num_tokens, draft = planned
         sequence.num_computed += num_tokens
-        self._counts["computed_tokens"] += num_tokens + len(draft)
+        self._counts["computed_tokens"] += num_tokens + len(draft.tokens)
         if sequence.num_pending:  # the prompt goes on
             return
         if sequence.max_tokens == 0:  # a warming request: only its KV was wanted
             self._emit_end(self._scheduler.end(sequence, "finished", "length"))
             return
+        right = [guess == choice.token for guess, choice in zip(draft.tokens, choices, strict=False)]
+        num_accepted = right.index(False) if False in right else len(right)
+        self._acceptance.record(draft, num_verified=len(right), num_accepted=num_accepted)
         text = ""
-        for i, choice in enumerate(choices):
+        for i, choice in enumerate(choices[: num_accepted + 1]):
             sequence.append(choice.token, choice.logit_gap)
             reason, new_text = self._take_token(sequence, choice.token)
             text += new_text
             if reason is not None:
                 self._emit_end(self._scheduler.end(sequence, "finished", reason), text=text)
                 return
-            if i < len(draft) and draft[i] == choice.token:
-                sequence.num_computed += 1
-            else:
-                break
+            sequence.num_computed += i < num_accepted
         if text:
             output = Output(request_id=sequence.request.request_id, text=text, logit_gap=sequence.take_logit_gap())
             sequence.sink(output)
@@ -262,7 +278,7 @@ class Engine:
         text = sequence.detokenizer.push(token)
         if sequence.detokenizer.is_stopped:
             return "stop", text
-        if sequence.num_new >= sequence.max_tokens or len(sequence.tokens) >= self._plan.max_context:
+        if sequence.num_left <= 0:
             return "length", text + sequence.detokenizer.flush()
         return None, text
 
@@ -274,6 +290,10 @@ class Engine:
             self._request_ids.discard(request_id)
             self._cancels.discard(request_id)
         self._counts[ended.state] += 1
+        if self._plan.has_drafts and sequence.started_at:
+            self._corpora.add(
+                sequence.request.tenant, sequence.token_array(), key=sequence.request.session or sequence.request.path
+            )
         self._counts["prompt_tokens"] += usage.num_prompt_tokens if sequence.started_at else 0
         self._counts["reused_tokens"] += usage.num_reused_tokens
         self._counts["generated_tokens"] += usage.num_generated_tokens

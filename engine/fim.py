@@ -175,6 +175,8 @@ class FimPrompt(msgspec.Struct, frozen=True, kw_only=True):
     tokens: tuple[int, ...]
     heal: bytes
     """Bytes right before the cursor that the prompt leaves out: the first new tokens must write them."""
+    draft: tuple[int, ...] = ()
+    """Tokens of `Request.draft`, those for the bytes to heal included."""
     num_stable_tokens: int
     """Tokens up to and including the MID marker: the same for every keystroke below this cut."""
     num_dropped_tokens: int
@@ -213,13 +215,29 @@ def build_prompt(request: Request, tokenizer: Tokenizer, template: FimTemplate, 
     ]
     current = parts.current.tokens
     heal = tokenizer.token_bytes(current[-1]) if current else b""
+    # A token without bytes (an unknown character) can't be written again, so it stays.
+    kept = current[:-1] if heal else current
     return FimPrompt(
-        # A token without bytes (an unknown character) can't be written again, so it stays.
-        tokens=(*before_current, *(current[:-1] if heal else current)),
+        tokens=(*before_current, *kept),
         heal=heal,
+        draft=_draft(tokenizer, request, kept, heal),
         num_stable_tokens=len(before_current),
         num_dropped_tokens=num_dropped_context + parts.num_dropped_tokens,
     )
+
+
+def _draft(tokenizer: Tokenizer, request: Request, kept: list[int], heal: bytes) -> tuple[int, ...]:
+    """Return the tokens of the request's draft and of what is to be healed before it; none if they cannot be known.
+
+    As they follow in the whole line, if that begins with the tokens kept; else apart from it, as in the middle of an
+    identifier, whose tokens are others once it is complete.
+    """
+    if not request.draft:
+        return ()
+    line = tokenizer.encode(request.before[request.cut :] + request.draft)
+    is_same = line[: len(kept)] == kept
+    draft = line[len(kept) :] if is_same else tokenizer.encode(heal.decode(errors="replace") + request.draft)
+    return tuple(draft) if draft and tokenizer.token_bytes(draft[0]).startswith(heal) else ()
 
 
 class _Segment:

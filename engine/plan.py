@@ -33,6 +33,7 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
     """Every step shape, each of which is compiled ahead."""
     num_blocks: int
     """Blocks in the prefix store."""
+    has_drafts: bool
     dtype: str
     kv_bytes: int
     """Size of the resident KV and of the prefix store."""
@@ -85,6 +86,7 @@ def resolve(config: EngineConfig, model: ModelConfig, *, available_bytes: int | 
         capacity=capacity,
         shapes=shapes,
         num_blocks=num_blocks,
+        has_drafts=config.drafts,
         dtype=dtype,
         kv_bytes=config.num_slots * slot_bytes + num_blocks * BLOCK_TOKENS * token_bytes,
     )

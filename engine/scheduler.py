@@ -5,10 +5,10 @@
 **Who runs.** Sequences of the highest priority that there are; the others stand still, and lose their slot
 (`preempt`) when one of higher priority needs it. Work done ahead of a request never delays one.
 
-**What a step computes.** One token of every sequence that decodes, or one with a draft behind it; the short tails of
-prompts, which is what a keystroke leaves, side by side as rows; and one chunk of the longest-waiting long prompt. While
-others decode, the chunk is the largest that makes a step at most `_STALL` times as slow as without it, so that
-running sequences never wait for a whole prompt and the prompt still comes on.
+**What a step computes.** One token of every sequence that decodes, and the draft behind it where that pays; the short
+tails of prompts, which is what a keystroke leaves, side by side as rows; and one chunk of the longest-waiting long
+prompt. While others decode, the chunk is the largest that makes a step at most `_STALL` times as slow as without it, so
+that running sequences never wait for a whole prompt and the prompt still comes on.
 
 Invariants (`check_integrity`): every sequence is waiting or running, never both; a running one holds one slot, a
 waiting one none; a sequence leaves in exactly one of the states finished, cancelled, failed.
@@ -22,9 +22,12 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.costs import StepCosts
+from engine.drafts.drafting import Drafting
+from engine.drafts.lengths import LengthController
+from engine.drafts.sources import NO_DRAFT, Draft
 from engine.prefix_store import BlockCopy, PrefixStore
 from engine.sequence import Sequence
-from engine.shapes import Shape, ShapeFamily
+from engine.shapes import MAX_SCORED, Shape, ShapeFamily
 from engine.slots import SlotTable
 from engine.types import PRIORITIES, FinishReason, FinishState, Priority
 
@@ -39,7 +42,7 @@ class PlannedRow(NamedTuple):
 
     sequence: Sequence
     num_tokens: int
-    draft: tuple[int, ...] = ()
+    draft: Draft = NO_DRAFT
 
 
 class PlannedRun(NamedTuple):
@@ -74,9 +77,20 @@ class Ended(NamedTuple):
 class Scheduler:
     """Waiting and running sequences of one engine."""
 
-    def __init__(self, *, num_slots: int, shapes: ShapeFamily, costs: StepCosts, prefix_store: PrefixStore) -> None:
+    def __init__(
+        self,
+        *,
+        num_slots: int,
+        shapes: ShapeFamily,
+        costs: StepCosts,
+        prefix_store: PrefixStore,
+        drafting: Drafting | None,
+        lengths: LengthController,
+    ) -> None:
+        """`drafting`: None for none."""
         self._slots = SlotTable(num_slots)
         self._shapes, self._costs, self._prefix_store = shapes, costs, prefix_store
+        self._drafting, self._lengths = drafting, lengths
         self._waiting: dict[Priority, deque[Sequence]] = {priority: deque() for priority in PRIORITIES}
         self._running: list[Sequence] = []
         self.num_preempted = 0
@@ -200,7 +214,20 @@ class Scheduler:
         return [self._rows_run(rows), self._chunk_run([], long)]
 
     def _rows_run(self, rows: list[PlannedRow]) -> PlannedRun:
-        return PlannedRun(self._shapes.for_rows(len(rows), max(row.num_tokens for row in rows)), rows)
+        """Return a run of these rows and as much of their drafts as pays, or as fits beside a tail that is wide anyway."""
+        width = self._shapes.for_rows(len(rows), max(row.num_tokens for row in rows)).width
+        if width > 1 or self._lengths.wants_drafts(len(rows)):
+            rows = [row._replace(draft=self._draft(row.sequence)) for row in rows]
+        if width == 1:
+            width = self._lengths.choose_width([row.draft for row in rows])
+        rows = [row._replace(draft=row.draft.first(width - row.num_tokens)) for row in rows]
+        return PlannedRun(self._shapes.for_rows(len(rows), width), rows)
+
+    def _draft(self, sequence: Sequence) -> Draft:
+        if self._drafting is None or sequence.request.is_fresh:
+            return NO_DRAFT
+        room = min(MAX_SCORED - 1, sequence.num_left - 1)
+        return self._drafting.propose(sequence.sources, room, is_healing=bool(sequence.heal))
 
     def _chunk_run(self, rows: list[PlannedRow], long: Sequence) -> PlannedRun:
         """Return a run of the chunk with the most tokens per second that neither stalls the rows nor delays others."""

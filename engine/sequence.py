@@ -5,6 +5,7 @@ import time
 import numpy as np
 
 from engine.detokenizer import Detokenizer
+from engine.drafts.drafting import Sources
 from engine.types import Phase, Request, Sink, Usage
 
 
@@ -25,15 +26,18 @@ class Sequence:
         heal: bytes,
         num_dropped: int,
         max_tokens: int,
+        max_context: int,
         detokenizer: Detokenizer,
+        sources: Sources,
     ) -> None:
+        """`max_tokens` limits the new tokens, `max_context` all; `sources`: what its drafts are made of."""
         self.request, self.sink, self.detokenizer = request, sink, detokenizer
+        self.sources = sources
         self.tokens = list(prompt)
         self.num_prompt = len(prompt)
         self.heal = heal
         """Bytes before the cursor that the next tokens still have to write (token healing)."""
-        self.max_tokens = max_tokens
-        """The request's limit."""
+        self.max_tokens, self._max_context = max_tokens, max_context
         self.num_healing = 0
         """Generated tokens that only wrote bytes before the cursor: not new text, so not held against the limit."""
         self.slot = -1
@@ -60,6 +64,11 @@ class Sequence:
         return self.num_generated - self.num_healing
 
     @property
+    def num_left(self) -> int:
+        """How many tokens may still come."""
+        return min(self.max_tokens - self.num_new, self._max_context - len(self.tokens))
+
+    @property
     def phase(self) -> Phase:
         return "decode" if self.num_generated and self.num_pending == 1 else "prefill"
 
@@ -68,6 +77,7 @@ class Sequence:
         if not self.num_generated:
             self.first_token_at = time.monotonic()
         self.tokens.append(token)
+        self.sources.append([token])
         self.logit_gap = logit_gap if self.logit_gap is None else min(self.logit_gap, logit_gap)
 
     def take_logit_gap(self) -> float | None:

@@ -60,6 +60,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Requests of different tenants never share KV."""
     session: str = ""
     """The same for all requests from one open file of one tenant: they return to its slot. Empty: none."""
+    draft: str = ""
+    """Text that is expected to come out, such as the answer to a similar request; if it is wrong it costs some time."""
     priority: Priority = "interactive"
     """Work of lower priority runs only while there is none of higher, and is preempted for it."""
     is_fresh: bool = False
@@ -124,6 +126,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_generated_tokens: int = 0
     num_computed_tokens: int = 0
     """Every token the device computed, those of cancelled requests and of rejected drafts too."""
+    num_drafted_tokens: int = 0
+    """Tokens of drafts that were verified."""
+    num_accepted_tokens: int = 0
+    """Those that the model chose too."""
     num_preempted: int = 0
     num_stored_blocks: int = 0
     """Blocks of KV in the prefix store now."""

@@ -43,15 +43,19 @@ class Drafting:
             drafters.insert(0, GivenText(given, num_prompt_tokens=len(prompt)))
         return Sources(TokenBuffer(prompt), drafters)
 
-    def propose(self, sources: Sources, limit: int) -> Draft:
+    def propose(self, sources: Sources, limit: int, *, is_healing: bool = False) -> Draft:
         """Return the draft of at most `limit` tokens of which most are expected to be accepted.
 
-        Of sources that promise the same the earlier one is taken; without tokens if no source has any.
+        Of sources that promise the same the earlier one is taken; without tokens if no source has any. While the token
+        at the cursor is healed, what comes next is known to begin with its bytes, which only a given text takes into
+        account.
         """
         best, best_expected = NO_DRAFT, 0.0
         if limit <= 0:
             return best
         for drafter in sources.drafters:
+            if is_healing and not isinstance(drafter, GivenText):
+                continue
             draft = self._without_markers(drafter.propose(sources.history, limit))
             expected = self._acceptance.expected(draft)[-1]
             if expected > best_expected:

@@ -5,6 +5,7 @@ Knows rates and seconds, no tokens. Deterministic: the same calls give the same 
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from engine.drafts.acceptance import Acceptance
 from engine.drafts.sources import Draft
@@ -50,6 +51,16 @@ class StepCosts:
         return next((bucket for bucket in self._buckets if bucket >= num_rows), self._buckets[-1])
 
 
+class Costs(Protocol):
+    """What verifying costs."""
+
+    widths: tuple[int, ...]
+    """Tokens per row of the programs there are, ascending, the first one 1."""
+
+    def cost_s(self, num_rows: int, width: int) -> float:
+        """Return the seconds of a step of so many rows at this width."""
+
+
 class LengthController:
     """Chooses one width for all rows of a step.
 
@@ -58,7 +69,7 @@ class LengthController:
     though they do not seem to pay.
     """
 
-    def __init__(self, acceptance: Acceptance, costs: StepCosts) -> None:
+    def __init__(self, acceptance: Acceptance, costs: Costs) -> None:
         self._acceptance, self._costs = acceptance, costs
         self._saved_s = 0.0
         self._num_fruitless = 0

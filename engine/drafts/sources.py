@@ -21,6 +21,10 @@ class Draft(NamedTuple):
     match_length: int
     """Trailing tokens of the sequence that agree with what stands before the draft in its source."""
 
+    def first(self, count: int) -> "Draft":
+        """Return the draft cut to so many tokens."""
+        return self._replace(tokens=self.tokens[:count], shares=self.shares[:count])
+
 
 NO_DRAFT = Draft([], [], "none", 0)
 

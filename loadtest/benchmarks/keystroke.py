@@ -33,8 +33,8 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
         }
         rows.append(row)
         on_progress(
-            f"{bench.name:>8}: {row['tokens_computed_p50']:.0f} tokens, {row['first_token_p50_ms']:.1f} ms a keystroke, "
-            f"{row['cold_p50_ms']:.0f} ms anew"
+            f"{bench.name:>8}: {row['tokens_computed_p50']:.0f} tokens and {row['first_token_p50_ms']:.1f} ms, "
+            f"anew {row['cold_p50_ms']:.0f} ms"
         )
     return {
         "tokens_computed_p50": max(tokens for tokens, _ in figures),

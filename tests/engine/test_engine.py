@@ -1,5 +1,6 @@
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -97,7 +98,8 @@ def test_a_long_prompt_is_prefilled_in_chunks_while_others_go_on(engine) -> None
     assert len(running.outputs) - before >= steps - 1, "the running sequence had to wait"
 
 
-def test_a_prompt_that_continues_an_earlier_one_is_not_computed_again(engine, runner) -> None:
+def test_a_prompt_that_continues_an_earlier_one_is_not_computed_again(make_engine, runner) -> None:
+    engine = make_engine(drafts=False)
     first = request("first", "def f():\n    return 1\n" * 4 + "x", max_tokens=2)
     submit(engine, first)
     run_until_idle(engine)
@@ -331,6 +333,53 @@ def test_a_prompt_whose_slot_was_given_up_comes_back_from_the_prefix_store(
     assert recorder.text == expected_text(again, tokenizer, template, ascii_ids)
 
 
+def test_a_draft_that_is_right_saves_steps_and_changes_nothing(make_engine, tokenizer, template, ascii_ids) -> None:
+    before = "def f():\n"
+    one = request("plain", before, max_tokens=20)
+    expected = expected_text(one, tokenizer, template, ascii_ids)
+    steps = {}
+    for draft in ("", expected, expected[:7] + "#" + expected[8:]):
+        engine = make_engine()
+        recorder = submit(engine, request("drafted", before, max_tokens=20, draft=draft))
+        steps[draft] = run_until_idle(engine)
+        assert recorder.text == expected
+        assert recorder.finish.reason == "length"
+    plain, right, nearly_right = steps.values()
+    assert right < nearly_right < plain
+
+
+def test_a_draft_longer_than_the_room_left_changes_nothing(engine, tokenizer, template, ascii_ids) -> None:
+    one = request("a", max_tokens=3)
+    expected = expected_text(one, tokenizer, template, ascii_ids)
+    recorder = submit(engine, request("b", max_tokens=3, draft=expected * 50))
+    run_until_idle(engine)
+    assert recorder.text == expected
+    assert recorder.finish.usage.num_generated_tokens == 3
+
+
+def test_a_stop_within_an_accepted_draft_ends_the_completion_there(engine, tokenizer, template, ascii_ids) -> None:
+    whole = expected_text(request("a", max_tokens=20), tokenizer, template, ascii_ids)
+    recorder = submit(engine, request("b", max_tokens=20, draft=whole, stop=(whole[4:6],)))
+    run_until_idle(engine)
+    assert recorder.text == whole[: whole.find(whole[4:6])]
+    assert recorder.finish.reason == "stop"
+
+
+def test_what_was_drafted_and_accepted_is_counted(engine, tokenizer, template, ascii_ids) -> None:
+    expected = expected_text(request("a", max_tokens=6), tokenizer, template, ascii_ids)
+    submit(engine, request("b", max_tokens=6, draft=expected))
+    run_until_idle(engine)
+    assert 0 < engine.stats().num_accepted_tokens <= engine.stats().num_drafted_tokens
+
+
+def test_repeated_text_is_drafted_from_the_prompt(make_engine, runner, tokenizer) -> None:
+    runner.choices = tokenizer.encode("a")
+    engine = make_engine()
+    recorder = submit(engine, request("a", "aaaaaaaaaaaaaaaaaaaaaaaa\n", max_tokens=64))
+    assert run_until_idle(engine) < 40
+    assert recorder.text == "a" * 64
+
+
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_whatever_happens_each_request_ends_once_and_finished_ones_are_right(
@@ -358,6 +407,9 @@ def test_whatever_happens_each_request_ends_once_and_finished_ones_are_right(
                     session=data.draw(st.sampled_from(["", "one", "two"])),
                     priority=data.draw(st.sampled_from(PRIORITIES)),
                 )
+                right = expected_text(one, tokenizer, template, ascii_ids)
+                draft = right[: data.draw(st.integers(0, 9))] + data.draw(st.sampled_from(["", "x = 1", "#"]))
+                one = msgspec.structs.replace(one, draft=draft)
                 taken[one.request_id] = one, submit(engine, one)
             case "cancel" if taken:
                 engine.cancel(data.draw(st.sampled_from(sorted(taken))))

@@ -388,3 +388,17 @@ def test_a_vocabulary_without_markers_is_refused_with_all_that_was_looked_for() 
         TokenizerError, match=message + r".*▁<PRE>.*; got no complete set among 315 tokens; choose a model"
     ):
         FimTemplate.detect(vocabulary("<|fim_prefix|>", "<|fim_suffix|>"))
+
+
+@pytest.mark.parametrize(
+    ("line", "draft", "expected"),
+    [
+        ("", "return 1", [b"r", b"eturn", b" ", b"1"]),  # nothing to heal
+        ("x = ", "1", [b" ", b"1"]),  # as in the whole line
+        ("    retu", "rn 1", [b"urn", b" ", b"1"]),  # the whole line has other tokens before the cursor
+        ("x = ", "", []),
+    ],
+)
+def test_a_draft_follows_the_tokens_that_are_kept(line: str, draft: str, expected: list[bytes]) -> None:
+    prompt = prompt_of(Request(request_id="r", before=line, draft=draft))
+    assert [TOKENIZER.token_bytes(token_id) for token_id in prompt.draft] == expected
