@@ -214,7 +214,7 @@ class Scheduler:
         return [self._rows_run(rows), self._chunk_run([], long)]
 
     def _rows_run(self, rows: list[PlannedRow]) -> PlannedRun:
-        """Return a run of these rows and as much of their drafts as pays, or as fits beside a tail that is wide anyway."""
+        """Return a run of these rows, and as much of their drafts as pays, or as fits beside a tail."""
         width = self._shapes.for_rows(len(rows), max(row.num_tokens for row in rows)).width
         if width > 1 or self._lengths.wants_drafts(len(rows)):
             rows = [row._replace(draft=self._draft(row.sequence)) for row in rows]
