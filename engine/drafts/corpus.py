@@ -33,6 +33,7 @@ _SIMILAR_TOKENS = 64
 _PLACE_BITS = 23
 _PLACE_MASK = (1 << _PLACE_BITS) - 1
 _FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+_MASK_64 = (1 << 64) - 1
 _HASH_SHIFT = 64 - (63 - _PLACE_BITS)
 MAX_BUDGET_TOKENS = 1 << (_PLACE_BITS - 2)
 
@@ -164,11 +165,16 @@ class Corpus:
 
     def _filed(self, tail: np.ndarray) -> np.ndarray:
         """Return the places before `_num_indexed` that end in the tail's last tokens, ascending."""
-        first = int(_hash(tail, np.array([0]), step=1)[0]) << _PLACE_BITS
+        mixed = 0
+        for token, factor in zip(
+            tail[:LEAST_MATCH].tolist(), _FACTORS, strict=True
+        ):  # as `_hash`, without numpy's start
+            mixed ^= token * factor & _MASK_64
+        first = mixed >> _HASH_SHIFT << _PLACE_BITS
         low, high = self._index_keys.searchsorted([first, first | _PLACE_MASK]).tolist()
         places: np.ndarray = self._index_keys[max(low, high - _MAX_FILED) : high] & _PLACE_MASK
-        is_alive = self._buffer.array[places] == tail[0]
-        return np.compress(is_alive, places)
+        alive: np.ndarray = places[self._buffer.array[places] == tail[0]]
+        return alive
 
     def _is_similar(self, extent: tuple[int, int], new: np.ndarray) -> bool:
         old = self._buffer.array[slice(*extent)]
@@ -243,11 +249,11 @@ def _places_to_file(array: np.ndarray, start: int, stop: int) -> np.ndarray:
     return np.flatnonzero(fits) + max(start, LEAST_MATCH - 1)
 
 
-def _hash(array: np.ndarray, places: np.ndarray, *, step: int = -1) -> np.ndarray:
-    """Return a hash of the `LEAST_MATCH` tokens that end at each place (`step` 1: of a reversed array), int64 >= 0."""
+def _hash(array: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return a hash of the `LEAST_MATCH` tokens that end at each place, int64, 0 to 2 ** 40 - 1."""
     mixed = np.zeros(len(places), np.uint64)
     for offset, factor in enumerate(_FACTORS):
-        mixed ^= array[places + step * offset].astype(np.uint64) * np.uint64(factor)
+        mixed ^= array[places - offset].astype(np.uint64) * np.uint64(factor)
     return (mixed >> np.uint64(_HASH_SHIFT)).astype(np.int64)
 
 

@@ -41,10 +41,8 @@ class PromptLookup:
 
     Searches the history itself, a few microseconds for thousands of tokens, so there is nothing to build for a new
     prompt. Source of the technique: prompt lookup decoding (Saxena), here with the longest match rather than a fixed
-    one, and with all places of that length voting.
+    one, and with all places of that length voting. One token is a match: measured acceptance decides what it is worth.
     """
-
-    least_match = 2
 
     def propose(self, history: TokenBuffer, limit: int) -> Draft:
         tail = history.tail()
@@ -52,8 +50,6 @@ class PromptLookup:
         if not len(places):
             return NO_DRAFT
         length, places = longest_match(history.array, places, tail)
-        if length < self.least_match:
-            return NO_DRAFT
         tokens, shares = likeliest_continuation(history.array, places, limit)
         return Draft(tokens, shares, "prompt", length)
 

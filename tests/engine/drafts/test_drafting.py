@@ -3,7 +3,7 @@ import pytest
 from engine.drafts.acceptance import Acceptance
 from engine.drafts.corpus import Corpora
 from engine.drafts.drafting import Drafting
-from engine.drafts.sources import NO_DRAFT
+from engine.drafts.sources import NO_DRAFT, Draft
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_without_any_match_there_is_no_draft(drafting: Drafting) -> None:
 
 
 def test_a_sequence_is_drafted_from_its_own_text_as_it_grows(drafting: Drafting) -> None:
-    sources = drafting.begin([1, 2, 3, 4, 8, 1], tenant="")
+    sources = drafting.begin([1, 2, 3, 4, 1, 8], tenant="")
     assert drafting.propose(sources, 2) == NO_DRAFT
     sources.append([2])
     assert drafting.propose(sources, 2).tokens == [3, 4]
@@ -41,7 +41,7 @@ def test_a_given_text_is_followed_first(drafting: Drafting) -> None:
 def test_the_source_that_proved_better_is_taken(drafting: Drafting, acceptance: Acceptance) -> None:
     sources = drafting.begin([1, 2, 3, 4, 1, 2], tenant="", given=[7, 8, 9])
     for _ in range(20):
-        acceptance.record(drafting.propose(sources, 3), num_verified=3, num_accepted=0)
+        acceptance.record(Draft([7, 8, 9], [1.0] * 3, "given", 0), num_verified=3, num_accepted=0)
     draft = drafting.propose(sources, 3)
     assert (draft.tokens, draft.source) == ([3, 4, 1], "prompt")
 
