@@ -77,10 +77,17 @@ class Programs:
     """Compiles, keeps and counts the programs of one engine."""
 
     def __init__(
-        self, graphdef: nnx.GraphDef[Any], weights: Any, config: ModelConfig, plan: EnginePlan, attention: Attention
+        self,
+        graphdef: nnx.GraphDef[Any],
+        weights: Any,
+        config: ModelConfig,
+        plan: EnginePlan,
+        attention: Attention,
+        compiler_options: dict[str, str | bool] | None = None,
     ) -> None:
         self._config, self._plan = config, plan
         self._graphdef, self._attention = graphdef, attention
+        self._compiler_options = compiler_options or {}
         leaves, self._treedef = jax.tree.flatten((weights, rope_table(config, plan.capacity)))
         self.leaves = [jax.device_put(leaf) for leaf in leaves]
         """Weights and rotary table: the first argument of every program."""
@@ -99,7 +106,7 @@ class Programs:
         shapes = self.shapes()
         lowered = [self._lower(*shape) for shape in shapes]
         with ThreadPoolExecutor(max_workers=4, thread_name_prefix="compile") as pool:
-            compiled = pool.map(lambda program: program.compile(), lowered)
+            compiled = pool.map(lambda program: program.compile(self._compiler_options), lowered)
             for number, (shape, program) in enumerate(zip(shapes, compiled, strict=True), start=1):
                 self._compiled[shape] = program
                 on_progress(f"compiled {number} of {len(shapes)} programs")
@@ -110,7 +117,7 @@ class Programs:
         if program is None:
             with self._lock:
                 self.num_recompiles += 1
-                program = self._compiled[rows, width] = self._lower(rows, width).compile()
+                program = self._compiled[rows, width] = self._lower(rows, width).compile(self._compiler_options)
         return program
 
     def _lower(self, rows: int, width: int) -> jax.stages.Lowered:

@@ -70,10 +70,11 @@ class DeviceRunner:
         plan: EnginePlan,
         attention: Attention,
         num_tokens: int,
+        compiler_options: dict[str, str | bool] | None = None,
     ) -> None:
         """`num_tokens`: ids from here to V exist in the model only, and are never chosen."""
         self._config, self._plan = config, plan
-        self._programs = Programs(graphdef, weights, config, plan, attention)
+        self._programs = Programs(graphdef, weights, config, plan, attention, compiler_options)
         self._kv = make_kv(config, plan)
         every = np.zeros(config.vocab_size, bool)
         every[:num_tokens] = True

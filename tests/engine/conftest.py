@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from engine import native
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.fim import FimTemplate
@@ -43,6 +44,14 @@ class Recorder:
     @property
     def finish(self) -> Finish | None:
         return self.outputs[-1].finish if self.outputs else None
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the library of native kernels, compiled and known to XLA."""
+    library = native.build(tmp_path_factory.mktemp("kernels"))
+    native.register(library)
+    return library
 
 
 @pytest.fixture(scope="session")
