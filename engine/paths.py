@@ -109,7 +109,8 @@ def _why_not_native(
     try:
         library = native.build(directory)
         problems |= self_test.verdicts(candidates, sizes, library=library, directory=directory)
-        native.register(library)
+        if not all(problems[path] for path in candidates):
+            native.register(library)
     except (OSError, subprocess.SubprocessError) as error:
         return problems | dict.fromkeys(candidates, f"the kernels in engine/native could not be built ({error})")
     return problems

@@ -168,8 +168,8 @@ def _cases(sizes: Sizes) -> list[tuple[int, int, bool]]:
 def _rounded(x: np.ndarray) -> np.ndarray:
     """Return rows as symmetric bytes, by each row's largest value, stand for them."""
     scales = np.abs(x).max(axis=1, keepdims=True)
-    values: np.ndarray = np.rint(x * (np.float32(127) / scales)).astype(np.float64)
-    return values * (scales.astype(np.float64) / 127)
+    rounded: np.ndarray = np.rint(x * (np.float32(127) / scales)) * (scales.astype(np.float64) / 127)
+    return rounded
 
 
 def _judge(what: str, difference: float, limit: float) -> str | None:

@@ -27,16 +27,17 @@ _registered: set[str] = set()
 """What XLA's registry, which is the process's and refuses a name twice, already holds."""
 
 
-def build(directory: Path) -> Path:
+def build(directory: Path, *, machine: str = "native") -> Path:
     """Compile the kernels for this machine and return the library; raises OSError or SubprocessError.
 
-    The library's name carries a hash of all it depends on, and it is written aside and renamed, so that processes
-    that start together do not read each other's half-written file.
+    `machine` is the processor they are made for, in the compiler's words. The library's name carries a hash of all it
+    depends on, and it is written aside and renamed, so that processes that start together do not read each other's
+    half-written file.
     """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise OSError("no C compiler found; install one (package gcc or clang) or set CC")
-    flags = ["-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-std=gnu11", "-shared", "-fPIC"]
+    flags = ["-O3", f"-march={machine}", "-ffp-contract=fast", "-fno-math-errno", "-std=gnu11", "-shared", "-fPIC"]
     words = (*(path.read_text() for path in _SOURCES), compiler, *flags, jaxlib.version.__version__, processor())
     library = directory / f"kernels-{hashlib.sha256('|'.join(words).encode()).hexdigest()[:16]}.so"
     if not library.exists():
