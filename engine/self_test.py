@@ -85,7 +85,7 @@ def _run_in_child(checks: list[str], sizes: Sizes, library: Path | None) -> dict
     while remaining := [check for check in checks if check not in results]:
         task = json.dumps([remaining, msgspec.to_builtins(sizes), str(library) if library else None])
         paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_TRACEBACK_FILTERING": "off", "PYTHONPATH": paths}
         command = [sys.executable, "-m", "engine.self_test", task]
         try:
             done = subprocess.run(
@@ -119,7 +119,11 @@ def _main(task: str) -> None:
         native.register(Path(library))
     for check in checks:
         _say(check, "")
-        _say(check, json.dumps(CHECKS[check](msgspec.convert(sizes, Sizes))))
+        try:
+            problem = CHECKS[check](msgspec.convert(sizes, Sizes))
+        except Exception as error:
+            problem = f"its self-test failed: {error}"
+        _say(check, json.dumps(problem))
 
 
 def _say(name: str, result: str) -> None:
