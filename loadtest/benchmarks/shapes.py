@@ -1,6 +1,6 @@
 """The models that benchmarks run: the starter model, and random-weight shapes of 25 M and 110 M parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -54,7 +54,7 @@ class Bench(NamedTuple):
 
 
 def make_benches(
-    on_progress: Callable[[str], None], shapes: dict[str, ModelConfig | None] | None = None, **choices: Any
+    on_progress: Callable[[str], None], shapes: Mapping[str, ModelConfig | None] | None = None, **choices: Any
 ) -> list[Bench]:
     """Build an engine per shape. Nothing stops a sequence early: stop tokens are switched off.
 
