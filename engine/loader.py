@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from engine.config import EngineConfig
 from engine.costs import StepCosts
 from engine.engine import Engine
-from engine.errors import ConfigError
 from engine.fim import FimTemplate
-from engine.model.attention import choose_attention
+from engine.model.config import ModelConfig
+from engine.paths import Paths, choose_paths
 from engine.plan import EnginePlan, resolve
 from engine.programs import keep_compiled_programs
 from engine.runner import DeviceRunner
@@ -39,11 +39,13 @@ def load_engine(
     """
     directory, config = model or STARTER, config or EngineConfig()
     on_progress(f"reading the model {directory.name}")
-    plan = resolve(config, read_model_config(directory))
+    model_config = read_model_config(directory)
+    plan = resolve(config, model_config)
     tokenizer = Tokenizer.from_directory(directory)
     template = FimTemplate.detect(tokenizer)
-    loaded = load_model(directory, dtype=jnp.dtype(plan.dtype))
-    engine = build_engine(loaded, tokenizer, template, config, plan, on_progress=on_progress)
+    paths = choose_engine_paths(config, model_config, plan)
+    loaded = load_model(directory, dtype=jnp.dtype(plan.dtype), hold=paths.hold)
+    engine = build_engine(loaded, tokenizer, template, config, plan, paths, on_progress=on_progress)
     on_progress("ready")
     return EngineThread(engine)
 
@@ -54,28 +56,19 @@ def build_engine(
     template: FimTemplate,
     config: EngineConfig,
     plan: EnginePlan,
+    paths: Paths,
     *,
     on_progress: Callable[[str], None],
 ) -> Engine:
     """Compile and warm every program for a loaded model; nothing steps the engine yet."""
-    cache = compile_cache_directory(config)
-    keep_compiled_programs(cache / "xla")
-    try:
-        attention_name, attention = choose_attention(
-            config.attention,
-            head_size=loaded.config.head_size,
-            dtype=jnp.dtype(plan.dtype),
-            build_directory=cache / "native",
-        )
-    except RuntimeError as error:
-        raise ConfigError(str(error)) from None
     logger.info(
-        "%d slots of %s tokens (%.0f MB of KV), %s, %s attention on %s",
+        "%d slots of %s tokens (%.0f MB of KV), %s, %s attention, %s weights on %s",
         plan.num_slots,
         f"{plan.max_context:,}",
         plan.kv_bytes / 1e6,
         plan.dtype,
-        attention_name,
+        paths.attention_name,
+        paths.form,
         jax.default_backend(),
     )
     runner = DeviceRunner(
@@ -83,7 +76,8 @@ def build_engine(
         weights=loaded.weights,
         config=loaded.config,
         plan=plan,
-        attention=attention,
+        attention=paths.attention,
+        compiler_options=paths.compiler_options,
         num_tokens=tokenizer.num_tokens,
     )
     costs = StepCosts(runner.warm_up(on_progress))
@@ -95,6 +89,13 @@ def build_engine(
         costs=costs,
         max_waiting=config.max_waiting,
     )
+
+
+def choose_engine_paths(config: EngineConfig, model: ModelConfig, plan: EnginePlan) -> Paths:
+    """Choose what computes what, keeping kernels, verdicts and compiled programs where the config says."""
+    cache = compile_cache_directory(config)
+    keep_compiled_programs(cache / "xla")
+    return choose_paths(config, model, plan, directory=cache / "native")
 
 
 def compile_cache_directory(config: EngineConfig) -> Path:

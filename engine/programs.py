@@ -111,10 +111,12 @@ class Programs:
         plan: EnginePlan,
         attention: Attention,
         num_tokens: int,
+        compiler_options: dict[str, str | bool] | None = None,
     ) -> None:
         """`num_tokens`: ids from here to V exist in the model only, and are never chosen."""
         self._config, self._plan, self._num_tokens = config, plan, num_tokens
         self._graphdef, self._attention = graphdef, attention
+        self._compiler_options = compiler_options or {}
         leaves, self._treedef = jax.tree.flatten((weights, rope_table(config, plan.capacity)))
         self.leaves = [jax.device_put(leaf) for leaf in leaves]
         """Weights and rotary table: the first argument of every program."""
@@ -133,7 +135,7 @@ class Programs:
         shapes = self._plan.shapes.shapes()
         lowered = [self._lower(shape) for shape in shapes]
         with ThreadPoolExecutor(max_workers=4, thread_name_prefix="compile") as pool:
-            compiled = pool.map(lambda program: program.compile(), lowered)
+            compiled = pool.map(lambda program: program.compile(self._compiler_options), lowered)
             for number, (shape, program) in enumerate(zip(shapes, compiled, strict=True), start=1):
                 self._compiled[shape] = program
                 on_progress(f"compiled {number} of {len(shapes)} programs")
@@ -144,7 +146,7 @@ class Programs:
         if program is None:
             with self._lock:
                 self.num_recompiles += 1
-                program = self._compiled[shape] = self._lower(shape).compile()
+                program = self._compiled[shape] = self._lower(shape).compile(self._compiler_options)
         return program
 
     def _lower(self, shape: Shape) -> jax.stages.Lowered:

@@ -78,10 +78,11 @@ class DeviceRunner:
         plan: EnginePlan,
         attention: Attention,
         num_tokens: int,
+        compiler_options: dict[str, str | bool] | None = None,
     ) -> None:
         """`num_tokens`: ids from here to V exist in the model only, and are never chosen."""
         self._config, self._plan = config, plan
-        self._programs = Programs(graphdef, weights, config, plan, attention, num_tokens)
+        self._programs = Programs(graphdef, weights, config, plan, attention, num_tokens, compiler_options)
         self._kv, self._store = make_kv(config, plan), make_store(config, plan)
         every = np.zeros(config.vocab_size, bool)
         every[:num_tokens] = True

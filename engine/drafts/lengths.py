@@ -3,52 +3,16 @@
 Knows rates and seconds, no tokens. Deterministic: the same calls give the same widths.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from engine.drafts.acceptance import Acceptance
 from engine.drafts.sources import Draft
 
-_DRIFT_STEP, _OWN_STEP = 0.1, 0.05
-_MAX_LOG_ERROR = 0.7
 _PROBE_SHARE = 0.02
 """Share of the time without drafts that may be spent on trying them again."""
 _PATIENCE = 32
 """Steps without a draft that pays, after which drafts are only looked for when they would be tried."""
-
-
-class StepCosts:
-    """Seconds of a decode step by rows and width: measured at warm-up, refined by what steps take.
-
-    A step moves the estimates of all widths of its number of rows (contexts grow longer, others use the machine), and
-    its own a little more. So a width that is seldom run keeps its ratio to the others. Outliers move little.
-    """
-
-    def __init__(self, measured_s: Mapping[tuple[int, int], float]) -> None:
-        """`measured_s`: seconds of `(rows, width)`, for every width at every number of rows that has a program."""
-        self.widths = tuple(sorted({width for _, width in measured_s}))
-        self._buckets = tuple(sorted({rows for rows, _ in measured_s}))
-        missing = {(rows, width) for rows in self._buckets for width in self.widths} - set(measured_s)
-        assert self.widths[:1] == (1,), f"the narrowest width is {self.widths[:1]}, expected 1"
-        assert not missing, f"the costs of {sorted(missing)} are missing, as (rows, width)"
-        self._log_s = {shape: math.log(max(seconds, 1e-9)) for shape, seconds in measured_s.items()}
-
-    def cost_s(self, num_rows: int, width: int) -> float:
-        """Return the seconds of a step of `num_rows` at `width`, in the smallest program with room for the rows."""
-        return math.exp(self._log_s[self._bucket(num_rows), width])
-
-    def record(self, num_rows: int, width: int, seconds: float) -> None:
-        """Take in what a step took."""
-        rows = self._bucket(num_rows)
-        error = math.log(max(seconds, 1e-9)) - self._log_s[rows, width]
-        error = max(-_MAX_LOG_ERROR, min(_MAX_LOG_ERROR, error))
-        for each in self.widths:
-            self._log_s[rows, each] += _DRIFT_STEP * error
-        self._log_s[rows, width] += _OWN_STEP * error
-
-    def _bucket(self, num_rows: int) -> int:
-        return next((bucket for bucket in self._buckets if bucket >= num_rows), self._buckets[-1])
 
 
 class Costs(Protocol):

@@ -12,10 +12,7 @@ no meaning. The caller guarantees `starts + W <= S`.
 `native/attention.c`, which reads the KV in place (XLA's CPU backend copies every slice it multiplies).
 """
 
-import logging
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +20,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from engine import native
-
-logger = logging.getLogger(__name__)
 
 Attention = Callable[
     [jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array],
@@ -70,37 +65,6 @@ def native_attention(
     call = jax.ffi.ffi_call(native.ATTENTION, results, input_output_aliases={5: 1, 6: 2}, vmap_method="sequential")
     out, k, v = call(q, k_new, v_new, slots, starts, k, v)
     return out, k, v
-
-
-def choose_attention(wanted: str, *, head_size: int, dtype: jnp.dtype, build_directory: Path) -> tuple[str, Attention]:
-    """Return the name and function of the attention path: the one wanted, or the fastest that passes the self-test.
-
-    A path that cannot be built or computes other numbers than `xla_attention` is left, with the reason in the log;
-    if it was asked for by name, RuntimeError says why.
-    """
-    if wanted == "xla":
-        return "xla", xla_attention
-    problem = _why_not_native(head_size=head_size, dtype=dtype, build_directory=build_directory)
-    if problem is None:
-        return "native", native_attention
-    if wanted == "native":
-        raise RuntimeError(f"native attention cannot be used: {problem}; choose engine.attention = 'auto' or 'xla'")
-    if jax.default_backend() == "cpu":
-        logger.warning("attention runs on XLA, which is many times slower on a CPU: %s", problem)
-    return "xla", xla_attention
-
-
-def _why_not_native(*, head_size: int, dtype: jnp.dtype, build_directory: Path) -> str | None:
-    if jax.default_backend() != "cpu":
-        return f"it is made for CPUs and this is {jax.default_backend()}"
-    if dtype != jnp.float32 or head_size % 16:
-        return f"it needs float32 and a head size that is a multiple of 16, got {jnp.dtype(dtype).name} and {head_size}"
-    try:
-        native.build(build_directory)
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"native/attention.c could not be built ({error})"
-    worst = self_test(native_attention, head_size=head_size)
-    return None if worst < 1e-4 else f"the self-test differs from the reference by {worst:.2e}, expected below 1e-4"
 
 
 def self_test(attention: Attention, *, head_size: int) -> float:

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from engine.model.config import ModelConfig
+from engine.model.matrix import embed, multiply, score
 
 Attend = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
 """(layer, q [..., N, H], k [..., K, H], v [..., K, H]) -> [..., N, H]; q and k are already rotated."""
@@ -73,7 +74,7 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """`x @ kernel (+ bias)`, kernel `[in, out]`."""
+    """`x @ kernel (+ bias)`; the kernel is `[in, out]`, or one of the forms of `matrix.py`."""
 
     def __init__(
         self, size_in: int, size_out: int, *, std: float, has_bias: bool, dtype: DTypeLike, rngs: nnx.Rngs
@@ -82,8 +83,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((size_out,), dtype)) if has_bias else None
 
     def __call__(self, x: Float[Array, "*T i"]) -> Float[Array, "*T o"]:
-        y = x @ self.kernel[...]
-        return y if self.bias is None else y + self.bias[...]
+        return multiply(x, self.kernel.get_value(), None if self.bias is None else self.bias[...])
 
 
 class Layer(nnx.Module):
@@ -165,7 +165,7 @@ class Transformer(nnx.Module):
             cos, sin = jnp.cos(angles), jnp.sin(angles)
         else:
             cos, sin = rope[0][positions], rope[1][positions]
-        x = self.embedding[...][tokens]
+        x = embed(self.embedding.get_value(), tokens, dtype=self.norm.scale[...].dtype)
         cos, sin = cos[..., None, :].astype(x.dtype), sin[..., None, :].astype(x.dtype)
         for index, layer in enumerate(self.layers):
             x = layer(x, index, cos, sin, attend)
@@ -174,8 +174,8 @@ class Transformer(nnx.Module):
     def logits(self, hidden: Float[Array, "*T D"]) -> Float[Array, "*T V"]:
         """Return float32 scores over the vocabulary."""
         if self.head is None:
-            return jnp.einsum("...d,vd->...v", hidden, self.embedding[...], preferred_element_type=jnp.float32)
-        return jnp.einsum("...d,dv->...v", hidden, self.head.kernel[...], preferred_element_type=jnp.float32)
+            return score(hidden, self.embedding.get_value())
+        return multiply(hidden, self.head.kernel.get_value(), dtype=jnp.dtype(jnp.float32))
 
 
 def attend_causally(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

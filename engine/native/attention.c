@@ -13,11 +13,6 @@
 #define TILE 6     // queries per register tile
 #define WIDE 24    // queries from which the tiled path pays
 
-static inline vec max_vec(vec a, vec b) {
-  ivec m = a > b;
-  return (vec)(((ivec)a & m) | ((ivec)b & ~m));
-}
-
 // exp for x <= 0, relative error about 2e-7: 2^n * polynomial (Cephes' coefficients for the range +-ln2/2).
 static inline vec exp_vec(vec x) {
   x = max_vec(x, splat(-87.0f));

@@ -23,6 +23,11 @@ static inline float sum_lanes(vec x) {
   return s;
 }
 
+static inline vec max_vec(vec a, vec b) {
+  ivec m = a > b;
+  return (vec)(((ivec)a & m) | ((ivec)b & ~m));
+}
+
 static inline void pause_core(void) {
 #if defined(__x86_64__)
   __builtin_ia32_pause();

@@ -1,17 +1,22 @@
 """Model directories in Hugging Face's layout to weights on the device.
 
-Reads `config.json` and `*.safetensors`, with or without an index, one tensor at a time: the host never holds more than
-the weights themselves and one tensor. Never unpickles: `.bin` and `.pth` files run code when they are opened. Does not
-know which families exist (`model/families/`) nor how weights are placed over several devices.
+Reads `config.json` and `*.safetensors`, with or without an index: of each tensor only the slices that this host's
+devices hold, in parts of a few megabytes that are cast one by one. The host never holds more than one parameter beside
+what the devices hold. Never unpickles: `.bin` and `.pth` files run code when they are opened. Does not know which
+families exist (`model/families/`), how a mesh divides the weights (`Placement`), nor which form of a matrix is the
+fastest (`Hold`).
 """
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -21,11 +26,35 @@ from jax.typing import DTypeLike
 from engine.errors import ModelConfigError, WeightsError
 from engine.model.config import ModelConfig
 from engine.model.families import family_of
+from engine.model.matrix import Matrix
 from engine.model.transformer import Transformer
 
 _PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
 
+_PART_BYTES = 1 << 23
+"""Of a tensor, as it lies in its file, this much is read at a time."""
+
 ParameterPath = tuple[str | int, ...]
+Index = tuple[slice, ...]
+"""Which part of an array a device holds: one slice per axis, without steps."""
+
+Placement = Callable[[ParameterPath, tuple[int, ...]], jax.sharding.Sharding]
+"""(path, shape) -> how a parameter is divided over devices."""
+
+Hold = Callable[[ParameterPath, jax.Array], Matrix]
+"""(path, parameter) -> the form in which it is kept (`model/matrix.py`)."""
+
+
+def place_on_one_device(path: ParameterPath, shape: tuple[int, ...]) -> jax.sharding.Sharding:
+    """Place a parameter as a whole on the default device."""
+    del path, shape
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def hold_plain(path: ParameterPath, parameter: jax.Array) -> Matrix:
+    """Keep a parameter as it is."""
+    del path
+    return parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +64,7 @@ class LoadedModel:
     config: ModelConfig
     graphdef: nnx.GraphDef[Transformer]
     weights: dict[str, Any]
-    """Plain arrays on the default device, nested as the module is: `weights["layers"][0]["qkv"]["kernel"]`."""
+    """Plain arrays, or forms of `model/matrix.py`, nested as the module is: `weights["layers"][0]["qkv"]["kernel"]`."""
 
 
 def read_model_config(directory: Path) -> ModelConfig:
@@ -44,7 +73,9 @@ def read_model_config(directory: Path) -> ModelConfig:
     return family_of(hf).read_config(hf)
 
 
-def load_model(directory: Path, *, dtype: DTypeLike) -> LoadedModel:
+def load_model(
+    directory: Path, *, dtype: DTypeLike, place: Placement = place_on_one_device, hold: Hold = hold_plain
+) -> LoadedModel:
     """Load a model directory, cast to `dtype`; raises ModelConfigError or WeightsError."""
     hf = _read_config_json(directory)
     family = family_of(hf)
@@ -53,28 +84,39 @@ def load_model(directory: Path, *, dtype: DTypeLike) -> LoadedModel:
     with _Checkpoint(directory) as checkpoint:
         checkpoint.check_names(name for parts in names.values() for name in parts)
 
-        def read(path: ParameterPath, shape: tuple[int, ...]) -> np.ndarray:
-            sizes = _packed_sizes(config, path) or shape[-1:]
-            return checkpoint.read_packed(names[path], sizes, shape, np.dtype(dtype), is_kernel=path[-1] == "kernel")
+        def make(path: ParameterPath, shape: tuple[int, ...]) -> jax.Array:
+            is_kernel = path[-1] == "kernel"
+            parts = checkpoint.open_parts(names[path], _packed_sizes(config, path) or shape[-1:], shape, is_kernel)
+            read = partial(_read_packed, parts, shape=shape, dtype=np.dtype(dtype), is_kernel=is_kernel)
+            return jax.make_array_from_callback(shape, place(path, shape), read)
 
-        return _filled(config, np.dtype(dtype), read)
+        return _filled(config, np.dtype(dtype), make, hold)
 
 
-def random_model(config: ModelConfig, *, seed: int, dtype: DTypeLike) -> LoadedModel:
+def random_model(
+    config: ModelConfig,
+    *,
+    seed: int,
+    dtype: DTypeLike,
+    place: Placement = place_on_one_device,
+    hold: Hold = hold_plain,
+) -> LoadedModel:
     """Return a model of this shape with random weights: as fast as a trained one, and as good as none."""
     rng = np.random.default_rng(seed)
 
-    def draw(path: ParameterPath, shape: tuple[int, ...]) -> np.ndarray:
+    def draw(path: ParameterPath, shape: tuple[int, ...]) -> jax.Array:
         if path[-1] == "scale":
-            return np.ones(shape, dtype)
-        if path[-1] == "bias":
-            return np.zeros(shape, dtype)
-        fan_in = shape[-1] if path[-1] == "embedding" else shape[0]
-        values = rng.standard_normal(shape, np.float32)
-        values *= fan_in**-0.5
-        return values.astype(dtype, copy=False)
+            values = np.ones(shape, dtype)
+        elif path[-1] == "bias":
+            values = np.zeros(shape, dtype)
+        else:
+            fan_in = shape[-1] if path[-1] == "embedding" else shape[0]
+            values = rng.standard_normal(shape, np.float32)
+            values *= fan_in**-0.5
+        placed: jax.Array = jax.device_put(values.astype(dtype, copy=False), place(path, shape))
+        return placed
 
-    return _filled(config, np.dtype(dtype), draw)
+    return _filled(config, np.dtype(dtype), draw, hold)
 
 
 def _packed_sizes(config: ModelConfig, path: ParameterPath) -> tuple[int, ...] | None:
@@ -87,9 +129,15 @@ def _packed_sizes(config: ModelConfig, path: ParameterPath) -> tuple[int, ...] |
 
 
 def _filled(
-    config: ModelConfig, dtype: np.dtype[Any], make: Callable[[ParameterPath, tuple[int, ...]], np.ndarray]
+    config: ModelConfig,
+    dtype: np.dtype[Any],
+    make: Callable[[ParameterPath, tuple[int, ...]], jax.Array],
+    hold: Hold,
 ) -> LoadedModel:
-    """Return a model whose every parameter is what `make(path, shape)` returns."""
+    """Return a model whose every parameter is what `make(path, shape)` returns, in the form that `hold` gives it.
+
+    One by one: a parameter in its first form is gone before the next is made.
+    """
     abstract = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype)))
     graphdef, state = nnx.split(abstract)
     weights: dict[Any, Any] = {}
@@ -99,7 +147,7 @@ def _filled(
         node = weights
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[name] = jnp.asarray(make(path, leaf.shape))
+        node[name] = jax.block_until_ready(hold(path, make(path, leaf.shape)))
     return LoadedModel(config=config, graphdef=graphdef, weights=weights)
 
 
@@ -155,31 +203,17 @@ class _Checkpoint(contextlib.AbstractContextManager["_Checkpoint"]):
                     f"got {len(self._file_of)}; config.json belongs to another model"
                 )
 
-    def read_packed(
-        self,
-        names: tuple[str, ...],
-        sizes: tuple[int, ...],
-        shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        *,
-        is_kernel: bool,
-    ) -> np.ndarray:
-        """Return the named tensors side by side: an array of `shape`, whose last axis they divide into `sizes`.
-
-        Kernels are `[out, in]` in the files and `[in, out]` here.
-        """
-        part_shapes = [(*shape[:-1], size) for size in sizes]
-        for name, part_shape in zip(names, part_shapes, strict=True):
-            self._check(name, part_shape[::-1] if is_kernel else part_shape)
-        packed = np.empty(shape, dtype)  # only now: a damaged config.json may promise more than there is memory
-        start = 0
+    def open_parts(
+        self, names: tuple[str, ...], sizes: tuple[int, ...], shape: tuple[int, ...], is_kernel: bool
+    ) -> list[tuple[Any, int]]:
+        """Return views of the named tensors and their sizes: side by side along the last axis they make up `shape`."""
+        parts = []
         for name, size in zip(names, sizes, strict=True):
-            part: np.ndarray = self._open[self._file_of[name]].get_tensor(name)
-            packed[..., start : start + size] = part.T if is_kernel else part
-            start += size
-        return packed
+            part_shape = (*shape[:-1], size)
+            parts.append((self._open_checked(name, part_shape[::-1] if is_kernel else part_shape), size))
+        return parts
 
-    def _check(self, name: str, expected_shape: tuple[int, ...]) -> None:
+    def _open_checked(self, name: str, expected_shape: tuple[int, ...]) -> Any:
         path = self._file_of[name]
         view = self._open[path].get_slice(name)
         if (shape := tuple(view.get_shape())) != expected_shape:
@@ -192,6 +226,34 @@ class _Checkpoint(contextlib.AbstractContextManager["_Checkpoint"]):
                 f"tensor {name} in {path} is {dtype}; expected one of {', '.join(_PLAIN_DTYPES)}; "
                 "quantised checkpoints are not read: choose the model's unquantised one"
             )
+        return view
+
+
+def _read_packed(
+    parts: list[tuple[Any, int]], index: Index, *, shape: tuple[int, ...], dtype: np.dtype[Any], is_kernel: bool
+) -> np.ndarray:
+    """Return `index` of tensors side by side along the last axis; kernels are `[out, in]` in the files, and are turned.
+
+    Parts are read and cast along the files' first axis, where their rows lie one after the other.
+    """
+    bounds = [slice(*axis.indices(size)[:2]) for axis, size in zip(index, shape, strict=True)]
+    packed = np.empty([axis.stop - axis.start for axis in bounds], dtype)
+    target, start = (packed.T if is_kernel else packed), 0
+    for view, size in parts:
+        last = slice(max(bounds[-1].start - start, 0), min(bounds[-1].stop - start, size))
+        offset = start - bounds[-1].start
+        start += size
+        if last.start >= last.stop:
+            continue
+        wanted = (*bounds[:-1], last)
+        begins = (*(axis.start for axis in bounds[:-1]), -offset)
+        wanted, begins = (wanted[::-1], begins[::-1]) if is_kernel else (wanted, begins)
+        row_bytes = max(1, math.prod(axis.stop - axis.start for axis in wanted[1:]) * 4)
+        step = max(1, _PART_BYTES // row_bytes)
+        for row in range(wanted[0].start, wanted[0].stop, step):
+            rows = (slice(row, min(row + step, wanted[0].stop)), *wanted[1:])
+            target[tuple(slice(a.start - b, a.stop - b) for a, b in zip(rows, begins, strict=True))] = view[rows]
+    return packed
 
 
 def _tensor_files(directory: Path) -> dict[str, Path]:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from engine.config import EngineConfig
-from engine.loader import compile_cache_directory
-from engine.model.attention import Attention, choose_attention, xla_attention
+from engine.loader import choose_engine_paths
+from engine.model.attention import Attention, xla_attention
+from engine.plan import resolve
 from loadtest.benchmarks.shapes import SHAPE_110M
 
 _LAYERS = 4
@@ -38,18 +39,14 @@ _CASES = (
 
 def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Time both paths in turn; `xla_over_native`, how many times slower XLA is, is the median over the pairs."""
-    name, native = choose_attention(
-        "auto",
-        head_size=SHAPE_110M.head_size,
-        dtype=jnp.dtype("float32"),
-        build_directory=compile_cache_directory(EngineConfig()) / "native",
-    )
-    if name != "native":
+    config = EngineConfig()
+    paths = choose_engine_paths(config, SHAPE_110M, resolve(config, SHAPE_110M))
+    if paths.attention_name != "native":
         on_progress("the native path is not available here: nothing to compare")
         return {}, []
     headline, rows = {}, []
     for case in _CASES:
-        runs = [_prepare(path, case) for path in (native, xla_attention)]
+        runs = [_prepare(path, case) for path in (paths.attention, xla_attention)]
         pairs = [[run() for run in runs] for _ in range(_ROUNDS)]
         native_ms, xla_ms = (statistics.median(times) * 1e3 for times in zip(*pairs, strict=True))
         ratio = statistics.median(xla / fast for fast, xla in pairs)

@@ -28,7 +28,7 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
         on_progress(f"round {round_number + 1} of {_ROUNDS}")
         for number, (bench, context, rows) in enumerate(cases):
             before = measure_read_bandwidth()
-            step_s = _time_step(bench, context=context, rows=rows, salt=f"{round_number} {number}")
+            step_s = time_step(bench, context=context, rows=rows, salt=f"{round_number} {number}")
             step_bytes = bench.model.num_parameters * 4 + rows * context * bench.model.kv_bytes_per_token
             bandwidth = (before + measure_read_bandwidth()) / 2
             rounds[number].append((step_s, step_bytes / step_s / bandwidth, bandwidth))
@@ -62,7 +62,7 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
     return headline, results
 
 
-def _time_step(bench: Bench, *, context: int, rows: int, salt: str) -> float:
+def time_step(bench: Bench, *, context: int, rows: int, salt: str) -> float:
     """Return the median seconds of a decode step while `rows` sequences run at about `context` tokens."""
     engine, started = bench.engine, set[str]()
 

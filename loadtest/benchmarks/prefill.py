@@ -27,7 +27,7 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
         rates.append(measure_matmul_rate())
         for bench in benches:
             for num_tokens in _PROMPTS:
-                took, length = _time_prompt(bench, num_tokens=num_tokens, salt=f"{round_number} {num_tokens}")
+                took, length = time_prompt(bench, num_tokens=num_tokens, salt=f"{round_number} {num_tokens}")
                 seconds.setdefault((bench.name, num_tokens), []).append(took)
                 lengths[bench.name, num_tokens] = length
         on_progress(f"round {round_number} of {_ROUNDS}: a large product runs at {rates[-1] / 1e9:.0f} GFLOP/s")
@@ -67,7 +67,7 @@ def prompt_operations(model: ModelConfig, length: int) -> float:
     return 2 * length * layers + 2 * vocabulary + attention
 
 
-def _time_prompt(bench: Bench, *, num_tokens: int, salt: str) -> tuple[float, int]:
+def time_prompt(bench: Bench, *, num_tokens: int, salt: str) -> tuple[float, int]:
     """Return the seconds from submission to the end of the prompt, and its tokens."""
     engine = bench.engine
     request = make_request(engine, salt, num_tokens=num_tokens, max_tokens=0, salt=salt)

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import msgspec
 
 from loadtest import report
-from loadtest.benchmarks import attention, decode, dispatch, drafts, keystroke, layout, prefill, stall
+from loadtest.benchmarks import attention, decode, dispatch, drafts, int8, keystroke, layout, prefill, stall
 from loadtest.benchmarks.machine import describe_devices
 
 
@@ -36,6 +36,7 @@ BENCHMARKS = {
         Benchmark(name="decode", summary="tokens per second at 1, 4, 16 concurrent requests", measure=decode.measure),
         Benchmark(name="dispatch", summary="weights as plain arrays and as a module", measure=dispatch.measure),
         Benchmark(name="drafts", summary="tokens that drafts foresee, and what looking costs", measure=drafts.measure),
+        Benchmark(name="int8", summary="int8 weights over float32: speed of steps and prompts", measure=int8.measure),
         Benchmark(name="keystroke", summary="one more character on a long prompt", measure=keystroke.measure),
         Benchmark(name="layout", summary="prompt tokens that a typed character costs", measure=layout.measure),
         Benchmark(name="prefill", summary="prompt tokens per second", measure=prefill.measure),

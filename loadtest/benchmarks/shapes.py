@@ -1,9 +1,9 @@
-"""The models that benchmarks run: the starter model, and a 110 M random-weight shape with the starter's vocabulary."""
+"""The models that benchmarks run: the starter model, and random-weight shapes of 25 M and 110 M parameters."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import msgspec
@@ -11,12 +11,12 @@ import msgspec
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.fim import FimTemplate
-from engine.loader import STARTER, build_engine
+from engine.loader import STARTER, build_engine, choose_engine_paths
 from engine.model.config import ModelConfig
 from engine.plan import resolve
 from engine.tokenizer import Tokenizer
 from engine.types import Output, Request, SamplingParams
-from engine.weights.load import load_model, random_model
+from engine.weights.load import load_model, random_model, read_model_config
 
 SHAPE_110M = ModelConfig(
     family="llama",
@@ -26,6 +26,19 @@ SHAPE_110M = ModelConfig(
     num_layers=12,
     num_heads=12,
     num_kv_heads=12,
+    head_size=64,
+    max_context=2048,
+    has_tied_embeddings=True,
+)
+
+SHAPE_25M = ModelConfig(
+    family="llama",
+    vocab_size=8192,
+    hidden_size=512,
+    intermediate_size=1408,
+    num_layers=6,
+    num_heads=8,
+    num_kv_heads=4,
     head_size=64,
     max_context=2048,
     has_tied_embeddings=True,
@@ -42,28 +55,30 @@ class Bench(NamedTuple):
     engine: Engine
 
 
-def make_benches(on_progress: Callable[[str], None], *, dtype: str = "auto") -> list[Bench]:
-    """Build both engines."""
-    benches = []
-    for name, shape in (("starter", None), ("110m", SHAPE_110M)):
-        benches.append(make_bench(name, shape, dtype=dtype))
-        on_progress(f"{name}: {benches[-1].model.num_parameters / 1e6:.1f} M parameters")
-    return benches
+def make_benches(
+    on_progress: Callable[[str], None], shapes: Mapping[str, ModelConfig | None] | None = None, **choices: Any
+) -> list[Bench]:
+    """Build an engine per shape. Nothing stops a sequence early: stop tokens are switched off.
 
-
-def make_bench(name: str, shape: ModelConfig | None, *, dtype: str = "auto") -> Bench:
-    """Build an engine of the starter model (None) or of random weights; stop tokens are off, so that nothing ends."""
+    `shapes` names them, None is the starter model; `choices` are fields of the engine's configuration.
+    """
     tokenizer = Tokenizer.from_directory(STARTER)
     template = msgspec.structs.replace(FimTemplate.detect(tokenizer), stop_ids=())
-    config = EngineConfig(num_slots=16, dtype=dtype)  # type: ignore[arg-type]
-    loaded = (
-        load_model(STARTER, dtype=jnp.float32)
-        if shape is None
-        else random_model(shape, seed=0, dtype=jnp.dtype(resolve(config, shape).dtype))
-    )
-    plan = resolve(config, loaded.config)
-    engine = build_engine(loaded, tokenizer, template, config, plan, on_progress=lambda _: None)
-    return Bench(name, loaded.config, engine)
+    config = EngineConfig(num_slots=16, **choices)
+    benches = []
+    for name, shape in (shapes or {"starter": None, "110m": SHAPE_110M}).items():
+        model = shape or read_model_config(STARTER)
+        on_progress(f"{name}: {model.num_parameters / 1e6:.1f} M parameters")
+        plan = resolve(config, model)
+        paths = choose_engine_paths(config, model, plan)
+        dtype = jnp.dtype(plan.dtype)
+        if shape is None:
+            loaded = load_model(STARTER, dtype=dtype, hold=paths.hold)
+        else:
+            loaded = random_model(shape, seed=0, dtype=dtype, hold=paths.hold)
+        engine = build_engine(loaded, tokenizer, template, config, plan, paths, on_progress=lambda _: None)
+        benches.append(Bench(name, model, engine))
+    return benches
 
 
 def real_code() -> str:

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from engine.types import Output
-from loadtest.benchmarks.shapes import SHAPE_110M, Bench, make_bench, make_request
+from loadtest.benchmarks.shapes import SHAPE_110M, Bench, make_benches, make_request
 
 _SHAPE = msgspec.structs.replace(SHAPE_110M, max_context=4096)
 _RUNNING = 4
@@ -20,7 +20,7 @@ _QUIET_STEPS = 60
 
 def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Let four streams run; admit a prompt alone and beside them, in turn; compare gaps and times."""
-    bench = make_bench("110m", _SHAPE)
+    [bench] = make_benches(on_progress, {"110m": _SHAPE})
     quiet, stalled, alone, beside = [], [], [], []
     for number in range(_ADMISSIONS):
         alone.append(_admit(bench, f"alone {number}", []))

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from engine import native
 from engine.config import EngineConfig
 from engine.costs import StepCosts
 from engine.engine import Engine
@@ -60,6 +61,14 @@ class Recorder:
     @property
     def finish(self) -> Finish | None:
         return self.outputs[-1].finish if self.outputs else None
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the library of native kernels, compiled and known to XLA."""
+    library = native.build(tmp_path_factory.mktemp("kernels"))
+    native.register(library)
+    return library
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 import shutil
 
+import msgspec
 import pytest
 
 from engine.config import EngineConfig
@@ -10,9 +11,9 @@ from tests.engine.conftest import TINY_MODEL
 from tests.engine.test_thread import Waiter
 
 
-@pytest.fixture
-def config(tmp_path) -> EngineConfig:
-    return EngineConfig(num_slots=2, prefill_chunk=16, compile_cache=str(tmp_path))
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> EngineConfig:
+    return EngineConfig(num_slots=2, prefill_chunk=16, compile_cache=str(tmp_path_factory.mktemp("compiled")))
 
 
 def complete(engine, **sampling) -> str:
@@ -31,6 +32,15 @@ def test_a_model_directory_becomes_a_running_engine(config) -> None:
     finally:
         engine.close(timeout_s=5)
     assert progress[-1] == "ready"
+
+
+@pytest.mark.parametrize("products", ["native", "xla"])
+def test_a_model_runs_with_int8_weights(config, products: str) -> None:
+    engine = load_engine(TINY_MODEL, msgspec.structs.replace(config, weights="int8", products=products))
+    try:
+        assert complete(engine) == complete(engine)
+    finally:
+        engine.close(timeout_s=5)
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path, config) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from engine import native
 from engine.config import EngineConfig
 from engine.errors import StepError
 from engine.model.attention import native_attention, xla_attention
 from engine.model.config import ModelConfig
+from engine.model.matrix import Form, hold
 from engine.model.transformer import attend_causally
 from engine.plan import resolve
 from engine.prefix_store import BlockCopy
@@ -31,20 +31,25 @@ PLAN = resolve(EngineConfig(num_slots=4, prefill_chunk=64, prefix_store_mb=1), M
 SHAPES = PLAN.shapes
 
 
-def make_runner(attention) -> DeviceRunner:
+def make_runner(attention, form: Form = "plain") -> DeviceRunner:
+    def keep(path, parameter):
+        is_matrix = path[-1] in ("kernel", "embedding")
+        return hold(parameter, form, is_table=path[-1] == "embedding") if is_matrix else parameter
+
     runner = DeviceRunner(
-        graphdef=LOADED.graphdef, weights=LOADED.weights, config=MODEL, plan=PLAN, attention=attention,
-        num_tokens=NUM_TOKENS,
+        graphdef=LOADED.graphdef, weights=random_model(MODEL, seed=3, dtype=jnp.float32, hold=keep).weights,
+        config=MODEL, plan=PLAN, attention=attention, num_tokens=NUM_TOKENS,
     )  # fmt: skip
     runner.warm_up(lambda message: None)
     return runner
 
 
 @pytest.fixture(scope="module", params=["xla", "native"])
-def runner(request, tmp_path_factory) -> DeviceRunner:
-    if request.param == "native":
-        native.build(tmp_path_factory.mktemp("kernels"))
-    return make_runner(native_attention if request.param == "native" else xla_attention)
+def runner(request) -> DeviceRunner:
+    if request.param == "xla":
+        return make_runner(xla_attention)
+    request.getfixturevalue("kernels")
+    return make_runner(native_attention, "panels")
 
 
 def reference_logits(tokens: list[int]) -> np.ndarray:
@@ -240,8 +245,7 @@ def test_a_program_that_was_not_compiled_ahead_is_counted() -> None:
     assert cold.num_recompiles == 1
 
 
-def test_a_program_that_fails_on_the_device_is_a_step_error_and_reset_recovers(tmp_path) -> None:
-    native.build(tmp_path)
+def test_a_program_that_fails_on_the_device_is_a_step_error_and_reset_recovers(kernels) -> None:
     runner = make_runner(native_attention)
     with pytest.raises(StepError, match="a row lies outside the KV"):
         run_rows(runner, [Row(0, 10_000, [1], GREEDY, 0)])

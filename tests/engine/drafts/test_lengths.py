@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.drafts.acceptance import Acceptance
-from engine.drafts.lengths import LengthController, StepCosts
+from engine.drafts.lengths import LengthController
 from engine.drafts.sources import NO_DRAFT, Draft
 
 WIDTHS = (1, 4, 8)
@@ -20,13 +20,24 @@ def draft(num_tokens: int = 7) -> Draft:
     return Draft([0] * num_tokens, [1.0] * num_tokens, "prompt", 4)
 
 
+class TableCosts:
+    """Fixed seconds by rows and width."""
+
+    def __init__(self, seconds: dict[tuple[int, int], float]) -> None:
+        self._seconds = seconds
+        self.widths = tuple(sorted({width for _, width in seconds}))
+
+    def cost_s(self, num_rows: int, width: int) -> float:
+        return next(cost for (rows, each), cost in sorted(self._seconds.items()) if each == width and rows >= num_rows)
+
+
 class SimulatedModel:
     """Accepts each draft token with a known chance, and tells what the steps yielded and took."""
 
     def __init__(self, costs: dict[tuple[int, int], float], *, seed: int = 0) -> None:
         self.acceptance = Acceptance()
         self.costs = costs
-        self.controller = LengthController(self.acceptance, StepCosts(costs))
+        self.controller = LengthController(self.acceptance, TableCosts(costs))
         self.draw = random.Random(seed)
         self.widths: list[int] = []
         self.num_tokens, self.seconds = 0, 0.0
@@ -116,18 +127,18 @@ def test_a_width_that_costs_nothing_more_is_taken_for_any_draft() -> None:
 
 
 def test_rows_without_a_draft_count_against_a_width() -> None:
-    controller = LengthController(Acceptance(), StepCosts(table(1, 1.3, 1.9)))
+    controller = LengthController(Acceptance(), TableCosts(table(1, 1.3, 1.9)))
     assert controller.choose_width([draft()]) > 1
     assert controller.choose_width([draft(), NO_DRAFT, NO_DRAFT, NO_DRAFT]) == 1
 
 
 def test_a_short_draft_is_not_verified_in_a_wide_program() -> None:
-    controller = LengthController(Acceptance(), StepCosts(table(1, 1.1, 1.2)))
+    controller = LengthController(Acceptance(), TableCosts(table(1, 1.1, 1.2)))
     assert controller.choose_width([draft(3)]) == 4
 
 
 def test_without_programs_for_drafts_none_are_wanted() -> None:
-    controller = LengthController(Acceptance(), StepCosts({(1, 1): 1.0}))
+    controller = LengthController(Acceptance(), TableCosts({(1, 1): 1.0}))
     assert not controller.wants_drafts(1)
     assert controller.choose_width([draft()]) == 1
 
@@ -135,38 +146,3 @@ def test_without_programs_for_drafts_none_are_wanted() -> None:
 def test_the_same_calls_give_the_same_widths() -> None:
     runs = [SimulatedModel(table(1, 1.3, 1.9), seed=3).run(300, chance=0.4).widths for _ in range(2)]
     assert runs[0] == runs[1]
-
-
-def test_costs_are_those_of_the_program_with_room_for_the_rows() -> None:
-    costs = StepCosts({(1, 1): 1, (4, 1): 2, (1, 4): 3, (4, 4): 5})
-    assert [costs.cost_s(rows, 4) for rows in (1, 2, 4)] == pytest.approx([3, 5, 5])
-
-
-def test_costs_become_what_steps_take_and_other_widths_keep_their_ratio() -> None:
-    costs = StepCosts(table(1, 1.5, 2))
-    for _ in range(200):
-        costs.record(2, 1, 3.0)
-    assert costs.cost_s(2, 1) == pytest.approx(3.0, rel=0.01)
-    assert costs.cost_s(2, 4) / costs.cost_s(2, 1) == pytest.approx(1.5 / 1.44, rel=0.01)
-    assert costs.cost_s(4, 1) == pytest.approx(1.0)
-
-
-def test_alternating_widths_find_their_own_costs() -> None:
-    costs = StepCosts(table(1, 1.5, 2))
-    for _ in range(300):
-        costs.record(1, 1, 2.0)
-        costs.record(1, 4, 2.2)
-    assert [costs.cost_s(1, width) for width in (1, 4)] == pytest.approx([2.0, 2.2], rel=0.02)
-
-
-def test_one_slow_step_moves_little() -> None:
-    costs = StepCosts(table(1, 1.5, 2))
-    costs.record(1, 1, 1000.0)
-    assert costs.cost_s(1, 1) < 1.12
-
-
-def test_missing_costs_are_a_defect() -> None:
-    with pytest.raises(AssertionError, match=r"the costs of \[\(2, 4\)\] are missing"):
-        StepCosts({(1, 1): 1, (2, 1): 1, (1, 4): 1})
-    with pytest.raises(AssertionError, match=r"the narrowest width is \(4,\), expected 1"):
-        StepCosts({(1, 4): 1})

@@ -1,5 +1,3 @@
-import logging
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,13 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import native
-from engine.model.attention import choose_attention, native_attention, self_test, xla_attention
+from engine.model.attention import native_attention, self_test, xla_attention
 from engine.model.transformer import attend_causally
 
-
-@pytest.fixture(scope="module", autouse=True)
-def built_kernels(tmp_path_factory) -> None:
-    native.build(tmp_path_factory.mktemp("kernels"))
+pytestmark = pytest.mark.usefixtures("kernels")
 
 
 def random_case(rng, *, rows, width, heads, kv_heads, size, capacity, starts, slots):
@@ -81,22 +76,6 @@ def test_the_self_test_notices_a_path_that_computes_other_numbers() -> None:
 
     assert self_test(native_attention, head_size=32) < 1e-5
     assert self_test(broken, head_size=32) > 1e-3
-
-
-def test_without_a_compiler_the_engine_falls_back_and_says_why(tmp_path, monkeypatch, caplog) -> None:
-    monkeypatch.setenv("CC", "/nowhere/cc")
-    caplog.set_level(logging.INFO)
-    arguments = {"head_size": 32, "dtype": jnp.float32, "build_directory": tmp_path}
-    name, path = choose_attention("auto", **arguments)
-    assert (name, path) == ("xla", xla_attention)
-    assert "many times slower" in caplog.text
-    assert "could not be built" in caplog.text
-    with pytest.raises(RuntimeError, match=r"native attention cannot be used: .* choose engine.attention"):
-        choose_attention("native", **arguments)
-
-
-def test_an_odd_head_size_falls_back(tmp_path) -> None:
-    assert choose_attention("auto", head_size=24, dtype=jnp.float32, build_directory=tmp_path)[0] == "xla"
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path, monkeypatch) -> None:

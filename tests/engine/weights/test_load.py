@@ -2,8 +2,11 @@
 
 import contextlib
 import json
+import os
 import shutil
 import struct
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -15,11 +18,15 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from engine.errors import ModelConfigError, ModelError, WeightsError
+from engine.model.families import family_of
+from engine.model.transformer import Transformer
+from engine.weights import load
 from engine.weights.load import LoadedModel, load_model, random_model, read_model_config
 
 MODELS = Path(__file__).parents[2] / "fixtures" / "models"
@@ -112,6 +119,161 @@ def test_a_random_model_can_be_of_half_precision() -> None:
     config = read_model_config(MODELS / "untied-gqa")
     leaves = jax.tree.leaves(random_model(config, seed=0, dtype=jnp.bfloat16).weights)
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
+
+
+# Over several devices, and in little memory
+
+
+class CountingView:
+    """A tensor in a file that counts the elements read from it."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.num_read = array, 0
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        self.num_read += self.array[index].size
+        return self.array[index]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), part_bytes=st.sampled_from([1, 100, 1 << 20]), is_kernel=st.booleans())
+def test_of_packed_tensors_exactly_the_slices_asked_for_are_read(
+    data: st.DataObject, part_bytes: int, is_kernel: bool
+) -> None:
+    sizes, num_inputs = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3)), data.draw(st.integers(1, 9))
+    rng = np.random.default_rng(0)
+    parts = [rng.standard_normal((num_inputs, size)).astype(np.float32) for size in sizes]
+    views = [CountingView(part.T if is_kernel else part) for part in parts]
+    packed = np.concatenate(parts, axis=1)
+    bounds = [sorted(data.draw(st.tuples(st.integers(0, n - 1), st.integers(1, n)))) for n in packed.shape]
+    index = tuple(slice(start, max(stop, start + 1)) for start, stop in bounds)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "_PART_BYTES", part_bytes)
+        got = load._read_packed(
+            list(zip(views, sizes, strict=True)), index, shape=packed.shape, dtype=np.dtype(np.float64),
+            is_kernel=is_kernel,
+        )  # fmt: skip
+    np.testing.assert_array_equal(got, packed[index])
+    assert sum(view.num_read for view in views) == packed[index].size
+
+
+def run_alone(code: str, *arguments: str, **environment: str) -> str:
+    """Run code in a process of its own; return what it printed."""
+    root = str(Path(__file__).parents[3])
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": root, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+SHARDED = """
+import sys
+from pathlib import Path
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from engine.weights import load
+
+mesh = jax.make_mesh((4,), ("tensor",), axis_types=(AxisType.Auto,))
+read = []
+plain = load._read_packed
+def counted(parts, index, **rest):
+    got = plain(parts, index, **rest)
+    read.append(got.size)
+    return got
+load._read_packed = counted
+
+def place(path, shape):
+    axis = {"kernel": PartitionSpec(None, "tensor"), "embedding": PartitionSpec("tensor", None)}
+    return NamedSharding(mesh, axis.get(path[-1], PartitionSpec()))
+
+directory = Path(sys.argv[1])
+sharded = load.load_model(directory, dtype=np.float32, place=place)
+assert sum(read) == sharded.config.num_parameters, (sum(read), sharded.config.num_parameters)
+kernel = sharded.weights["layers"][0]["qkv"]["kernel"]
+assert {shard.data.shape[1] * 4 for shard in kernel.addressable_shards} == {kernel.shape[1]}
+whole = load.load_model(directory, dtype=np.float32)
+jax.tree.map(np.testing.assert_array_equal, sharded.weights, whole.weights)
+print(len(jax.devices()), "devices")
+"""
+
+
+@pytest.mark.parametrize("variant", ["biases", "sharded"])
+def test_each_device_gets_its_slices_and_nothing_is_read_twice(variant: str) -> None:
+    assert "4 devices" in run_alone(SHARDED, str(MODELS / variant), JAX_NUM_CPU_DEVICES="4")
+
+
+FRUGAL = """
+import sys, threading, time
+from pathlib import Path
+import jax, jax.numpy as jnp
+from engine.model.matrix import hold
+from engine.model.families import family_of
+from engine.model.transformer import Transformer
+from engine.weights import load
+from engine.weights.load import load_model
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+def keep(path, parameter):
+    form = sys.argv[2]
+    if path[-1] not in ("kernel", "embedding") or form == "plain":
+        return parameter
+    return hold(parameter, form, is_table=path[-1] == "embedding")
+
+load_model(Path(sys.argv[3]), dtype=jnp.float32, hold=keep)  # everything imported, every thread started
+before, peak, done = anonymous(), [0], threading.Event()
+
+def watch():
+    while not done.is_set():
+        peak[0] = max(peak[0], anonymous())
+        time.sleep(0.001)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+loaded = load_model(Path(sys.argv[1]), dtype=jnp.float32, hold=keep)
+done.set()
+watcher.join()
+print(peak[0] - before, sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.weights)))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.parametrize("form", ["plain", "int8"])
+def test_loading_holds_little_more_than_the_weights(tmp_path: Path, form: str) -> None:
+    small, large = {"hidden_size": 32, "vocab_size": 160}, {"hidden_size": 512, "vocab_size": 16_000}
+    paths = []
+    for name, sizes in (("small", small), ("large", large)):
+        config = json.loads((MODELS / "tied-gqa" / "config.json").read_text()) | sizes
+        config |= {"intermediate_size": 4 * sizes["hidden_size"], "num_hidden_layers": 8}
+        directory = tmp_path / name
+        directory.mkdir()
+        (directory / "config.json").write_text(json.dumps(config))
+        save_half_precision(directory)
+        paths.append(str(directory))
+    peak, weights = map(int, run_alone(FRUGAL, paths[1], form, paths[0]).split())
+    largest = 512 * 16_000 * 4
+    assert weights > 2 * largest / (4 if form == "int8" else 1)
+    assert peak < weights + 2 * largest + (32 << 20), f"{peak:,} bytes for {weights:,} of weights"
+
+
+def save_half_precision(directory: Path) -> None:
+    """Write zeros for every tensor that the config promises, in bfloat16."""
+    hf = json.loads((directory / "config.json").read_text())
+    config = read_model_config(directory)
+    names = family_of(hf).tensor_names(config)
+    abstract = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    tensors = {}
+    for path, leaf in nnx.to_flat_state(nnx.state(abstract)):
+        sizes = load._packed_sizes(config, path) or leaf.shape[-1:]
+        for name, size in zip(names[path], sizes, strict=True):
+            shape = (*leaf.shape[:-1], size)
+            tensors[name] = np.zeros(shape[::-1] if path[-1] == "kernel" else shape, ml_dtypes.bfloat16)
+    save_file(tensors, directory / "model.safetensors")
 
 
 # Directories and config.json
