@@ -1,4 +1,4 @@
-"""Verified drafts: guessed from text that is already there, checked by the model, so they cost no exactness.
+"""Verified drafts: taken from text that is already there, checked by the model, so they cost no exactness.
 
     Drafting.begin(prompt) → Sources     once a sequence; nothing is indexed, nothing computed
     Drafting.propose(sources) → Draft    each step: the source that promises most (`sources.py`, `corpus.py`)

@@ -195,7 +195,7 @@ class Corpora:
     ) -> None:
         """Hold at most `budget_tokens`, of one tenant at most `tenant_tokens`; 0 holds nothing.
 
-        A held token takes up to 24 bytes. `markers` are ids that no draft may contain or cross.
+        A token of the budget takes at most 32 bytes. `markers` are ids that no draft may contain or cross.
         """
         self._budget, self._tenant_tokens = budget_tokens, min(tenant_tokens, budget_tokens, MAX_BUDGET_TOKENS)
         self._markers = np.array(sorted(markers), np.int32)

@@ -28,11 +28,11 @@ from engine.drafts.drafting import Drafting, Sources
 from engine.drafts.sources import Drafter, GivenText, PromptLookup
 from engine.engine import Engine
 from engine.fim import FimTemplate, build_prompt
-from engine.loader import STARTER, build_engine
+from engine.loader import STARTER, build_engine, choose_engine_paths
 from engine.plan import EnginePlan, resolve
 from engine.tokenizer import Tokenizer
 from engine.types import Output, Request, SamplingParams
-from engine.weights.load import load_model
+from engine.weights.load import load_model, read_model_config
 from loadtest.rows import read_rows, sample
 
 _SAMPLES = Path(__file__).parent.parent / "samples"
@@ -124,12 +124,14 @@ class _Model:
 
     def __init__(self, on_progress: Callable[[str], None]) -> None:
         config = EngineConfig(num_slots=8, max_waiting=1 << 20)
-        loaded = load_model(STARTER, dtype=np.dtype(np.float32))
         self.tokenizer = Tokenizer.from_directory(STARTER)
         self.template = FimTemplate.detect(self.tokenizer)
-        self._plan: EnginePlan = resolve(config, loaded.config)
+        model = read_model_config(STARTER)
+        self._plan: EnginePlan = resolve(config, model)
+        paths = choose_engine_paths(config, model, self._plan)
+        loaded = load_model(STARTER, dtype=np.dtype(np.float32), hold=paths.hold)
         self._engine: Engine = build_engine(
-            loaded, self.tokenizer, self.template, config, self._plan, on_progress=on_progress
+            loaded, self.tokenizer, self.template, config, self._plan, paths, on_progress=on_progress
         )
 
     def visit(self, places: list[Place]) -> list[Visit]:

@@ -33,12 +33,13 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
         on_progress(
             f"admission {number + 1} of {_ADMISSIONS}: {alone[-1]:.2f} s alone, {beside[-1]:.2f} s beside others"
         )
+    cases = {"no admission": quiet, "during admission": stalled}
     rows = [
-        {"case": "no admission", "gap_p50_ms": _percentile(quiet, 50), "gap_p99_ms": _percentile(quiet, 99)},
-        {"case": "during admission", "gap_p50_ms": _percentile(stalled, 50), "gap_p99_ms": _percentile(stalled, 99)},
+        {"case": case, "gap_p50_ms": _percentile(gaps, 50), "gap_p99_ms": _percentile(gaps, 99)}
+        for case, gaps in cases.items()
     ]
     return {
-        "gap_p99_over_quiet_p50": rows[1]["gap_p99_ms"] / rows[0]["gap_p50_ms"],
+        "gap_p99_over_quiet_p50": _percentile(stalled, 99) / _percentile(quiet, 50),
         "admitted_over_alone": float(np.median(beside) / np.median(alone)),
     }, rows
 
