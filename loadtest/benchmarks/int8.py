@@ -1,6 +1,6 @@
 """`bench int8`: what a byte a weight brings, engines of both kinds side by side.
 
-What it costs is another question: quality, which `cloudcomplete evaluate --set engine.weights=int8` measures
+What it costs is another question: quality, which `cloudcomplete evaluate` measures against servers of both kinds
 (docs/decisions/0006-products.md).
 """
 
@@ -38,9 +38,7 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
         float32_s, int8_s = (statistics.median(times) for times in zip(*rounds, strict=True))
         headline[f"int8_{case}_over_f32_{name}"] = ratio = statistics.median(plain / small for plain, small in rounds)
         rows_out.append({"model": name, "case": case, "float32_ms": float32_s * 1e3, "int8_ms": int8_s * 1e3})
-        on_progress(
-            f"{name:>5} {case:>10}: float32 {float32_s * 1e3:.2f} ms, int8 {int8_s * 1e3:.2f} ms, {ratio:.2f}"
-        )
+        on_progress(f"{name:>5} {case:>10}: float32 {float32_s * 1e3:.2f} ms, int8 {int8_s * 1e3:.2f} ms, {ratio:.2f}")
         if case == "b1":
             headline[f"decode_b1_int8_tokens_per_s_{name}"] = 1 / int8_s
     return headline, rows_out

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import msgspec
 
 from loadtest import report
-from loadtest.benchmarks import attention, decode, dispatch, int8, layout, prefill
+from loadtest.benchmarks import attention, decode, dispatch, int8, layout, prefill, products
 from loadtest.benchmarks.machine import describe_devices
 
 
@@ -38,5 +38,6 @@ BENCHMARKS = {
         Benchmark(name="int8", summary="int8 weights over float32: speed of steps and prompts", measure=int8.measure),
         Benchmark(name="layout", summary="prompt tokens that a typed character costs", measure=layout.measure),
         Benchmark(name="prefill", summary="prompt tokens per second", measure=prefill.measure),
+        Benchmark(name="products", summary="products with weights in every form", measure=products.measure),
     )
 }
