@@ -37,6 +37,7 @@ _ROWS = (1, 7, 100)
 _MOST_OUTPUTS = 576
 """Outputs beyond this, of a vocabulary, only repeat what was checked; the last ones, which fill a panel, are kept."""
 _TIMEOUT_S = 180
+_CRASHES = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT)
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,10 +58,12 @@ def verdicts(checks: tuple[str, ...], sizes: Sizes, *, library: Path | None, dir
         known = msgspec.json.decode(kept.read_bytes(), type=dict[str, str | None])
     except (OSError, msgspec.DecodeError):
         known = {}
+    passing: dict[str, str | None] = {}
     if missing := [check for check in checks if check not in known]:
-        known |= _run_in_child(missing, sizes, library)
+        lasting, passing = _run_in_child(missing, sizes, library)
+        known |= lasting
         _write_whole(kept, msgspec.json.encode(known))
-    return {check: known[check] for check in checks}
+    return {check: (known | passing)[check] for check in checks}
 
 
 def _fingerprint(sizes: Sizes, library: Path | None) -> str:
@@ -79,10 +82,16 @@ def _write_whole(path: Path, content: bytes) -> None:
     Path(unfinished).replace(path)
 
 
-def _run_in_child(checks: list[str], sizes: Sizes, library: Path | None) -> dict[str, str | None]:
-    """Run checks in a child process; one that kills it is found wrong, and another child runs those after it."""
+def _run_in_child(
+    checks: list[str], sizes: Sizes, library: Path | None
+) -> tuple[dict[str, str | None], dict[str, str | None]]:
+    """Run checks in a child process; one that kills it is found wrong, and another child runs those after it.
+
+    Returns verdicts that last, and problems that may pass: a child that took too long or was stopped from outside.
+    """
     results: dict[str, str | None] = {}
-    while remaining := [check for check in checks if check not in results]:
+    passing: dict[str, str | None] = {}
+    while remaining := [check for check in checks if check not in results and check not in passing]:
         task = json.dumps([remaining, msgspec.to_builtins(sizes), str(library) if library else None])
         paths = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, sys.path)])
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_TRACEBACK_FILTERING": "off", "PYTHONPATH": paths}
@@ -91,10 +100,10 @@ def _run_in_child(checks: list[str], sizes: Sizes, library: Path | None) -> dict
             done = subprocess.run(
                 command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
             )
-            output, problem = done.stdout, _describe_end(done)
+            output, problem, has_crashed = done.stdout, _describe_end(done), -done.returncode in _CRASHES
         except subprocess.TimeoutExpired as error:
             output = error.stdout.decode() if isinstance(error.stdout, bytes) else ""
-            problem = f"its self-test did not end within {_TIMEOUT_S} s"
+            problem, has_crashed = f"its self-test did not end within {_TIMEOUT_S} s", False
         begun = None
         for line in output.splitlines():
             name, _, result = line.partition("\t")
@@ -102,8 +111,8 @@ def _run_in_child(checks: list[str], sizes: Sizes, library: Path | None) -> dict
             if result:
                 results[name], begun = json.loads(result), None
         if begun is not None or not output:
-            results[begun or remaining[0]] = problem
-    return results
+            (results if has_crashed else passing)[begun or remaining[0]] = problem
+    return results, passing
 
 
 def _describe_end(done: subprocess.CompletedProcess[str]) -> str:

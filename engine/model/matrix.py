@@ -126,7 +126,6 @@ def multiply(
     x: Float[Array, "*T I"], matrix: Matrix, bias: jax.Array | None = None, *, dtype: jnp.dtype | None = None
 ) -> Float[Array, "*T O"]:
     """Return `x W (+ bias)` in `dtype`, which is `x`'s unless given; a plain matrix is `[I, O]`."""
-    dtype = jnp.dtype(dtype or x.dtype)
     if isinstance(matrix, jax.Array):
         y = jnp.matmul(x, matrix, preferred_element_type=dtype)
         return y if bias is None else y + bias
@@ -137,7 +136,7 @@ def multiply(
         y = _int8_panels_product(rows, matrix, bias)
     else:
         y = _int8_product(rows, matrix, bias)
-    return y.astype(dtype).reshape(*x.shape[:-1], y.shape[-1])
+    return y.astype(dtype or x.dtype).reshape(*x.shape[:-1], y.shape[-1])
 
 
 def embed(table: Matrix, tokens: Int[Array, "*T"], *, dtype: jnp.dtype) -> Float[Array, "*T D"]:

@@ -3,6 +3,7 @@
 // GCC's and Clang's vector extensions are compiled for whatever the processor has (AVX-512, AVX2, NEON, ...).
 
 #include <math.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -28,7 +29,12 @@ static inline vec max_vec(vec a, vec b) {
   return (vec)(((ivec)a & m) | ((ivec)b & ~m));
 }
 
-static inline void pause_core(void) {
+// Wait a moment: for a helper that is about to end, or, when it has lost its core to another process, without one's own.
+static inline void pause_core(int spins) {
+  if (spins > 4096) {
+    sched_yield();
+    return;
+  }
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #endif
@@ -85,7 +91,7 @@ static void run_units(XLA_FFI_CallFrame *call, void (*run)(const void *, int, in
     if (call->api->XLA_FFI_ThreadPool_Schedule(&task)) release(w);
   }
   take_units(w);
-  while (atomic_load(&w->done) < total) pause_core();
+  for (int spins = 0; atomic_load(&w->done) < total; spins++) pause_core(spins);
   release(w);
 }
 

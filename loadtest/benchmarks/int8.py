@@ -1,6 +1,6 @@
 """`bench int8`: what a byte a weight brings, engines of both kinds side by side.
 
-What it costs is another question: quality, which `cloudcomplete evaluate --set engine.weights=int8` measures
+What it costs is another question: quality, which `cloudcomplete evaluate` measures against servers of both kinds
 (docs/decisions/0006-products.md).
 """
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import msgspec
 
 from loadtest import report
-from loadtest.benchmarks import attention, decode, dispatch, drafts, int8, keystroke, layout, prefill, stall
+from loadtest.benchmarks import attention, decode, dispatch, drafts, int8, keystroke, layout, prefill, products, stall
 from loadtest.benchmarks.machine import describe_devices
 
 
@@ -40,6 +40,7 @@ BENCHMARKS = {
         Benchmark(name="keystroke", summary="one more character on a long prompt", measure=keystroke.measure),
         Benchmark(name="layout", summary="prompt tokens that a typed character costs", measure=layout.measure),
         Benchmark(name="prefill", summary="prompt tokens per second", measure=prefill.measure),
+        Benchmark(name="products", summary="products with weights in every form", measure=products.measure),
         Benchmark(name="stall", summary="a long prompt beside running sequences", measure=stall.measure),
     )
 }

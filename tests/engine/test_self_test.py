@@ -65,7 +65,7 @@ def test_a_verdict_holds_only_for_what_it_was_found_on(kernels: Path, tmp_path: 
 
     def run(checks, *_):
         asked.append(checks)
-        return dict.fromkeys(checks)
+        return dict.fromkeys(checks), {}
 
     monkeypatch.setattr(self_test, "_run_in_child", run)
     sizes, library = SIZES, kernels
@@ -85,7 +85,7 @@ def test_a_verdict_holds_only_for_what_it_was_found_on(kernels: Path, tmp_path: 
 
 
 def test_a_damaged_verdict_is_found_anew(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(self_test, "_run_in_child", lambda checks, *_: dict.fromkeys(checks, "no"))
+    monkeypatch.setattr(self_test, "_run_in_child", lambda checks, *_: (dict.fromkeys(checks, "no"), {}))
     verdicts(("xla",), SIZES, library=None, directory=tmp_path)
     next(tmp_path.glob("verdicts-*.json")).write_text("{")
     assert verdicts(("xla",), SIZES, library=None, directory=tmp_path) == {"xla": "no"}
@@ -97,10 +97,12 @@ def test_a_child_that_cannot_even_start_is_quoted(tmp_path: Path) -> None:
     assert "its self-test ended with exit code 1: OSError" in found["panels"]
 
 
-def test_a_child_that_hangs_is_ended(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(self_test, "_TIMEOUT_S", 0.05)
-    found = verdicts(("xla",), SIZES, library=None, directory=tmp_path)
+def test_a_child_that_hangs_is_ended_and_asked_again_at_the_next_start(tmp_path: Path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(self_test, "_TIMEOUT_S", 0.05)
+        found = verdicts(("xla",), SIZES, library=None, directory=tmp_path)
     assert found == {"xla": "its self-test did not end within 0.05 s"}
+    assert verdicts(("xla",), SIZES, library=None, directory=tmp_path) == {"xla": None}
 
 
 @pytest.mark.parametrize("form", ["plain", "panels", "int8", "int8 panels"])

@@ -1,11 +1,18 @@
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.loader import STARTER
 from engine.model.matrix import Form, Panels, embed, hold, multiply, quantise_rows, score
+from engine.model.transformer import attend_causally
+from engine.tokenizer import Tokenizer
+from engine.weights.load import load_model, read_model_config
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -131,3 +138,31 @@ def test_arguments_that_do_not_fit_together_are_refused_by_the_kernel() -> None:
         jax.block_until_ready(jax.jit(multiply)(jnp.ones((2, 16)), too_many))
     with pytest.raises(jax.errors.JaxRuntimeError, match="rows, panels and bias do not fit together"):
         jax.block_until_ready(jax.jit(multiply)(jnp.ones((2, 17)), panels))
+
+
+def test_int8_weights_keep_the_starter_models_judgement() -> None:
+    config = read_model_config(STARTER)
+    text = (Path(__file__).parents[3] / "engine" / "tokenizer.py").read_text(encoding="utf-8")
+    tokens = jnp.asarray(Tokenizer.from_directory(STARTER).encode(text)[:512])[None]
+
+    def log_probabilities(form: Form) -> np.ndarray:
+        def keep(path, parameter):
+            is_matrix = path[-1] in ("kernel", "embedding")
+            return hold(parameter, form, is_table=path[-1] == "embedding") if is_matrix else parameter
+
+        loaded = load_model(STARTER, dtype=jnp.float32, hold=keep)
+
+        def compute(weights, tokens):
+            model = nnx.merge(loaded.graphdef, weights)
+            positions = jnp.arange(tokens.shape[1])[None]
+            return jax.nn.log_softmax(model.logits(model(tokens, positions, attend_causally)))
+
+        return np.asarray(jax.jit(compute)(loaded.weights, tokens), np.float64)
+
+    whole, small = log_probabilities("plain"), log_probabilities("int8 panels")
+    assert whole.shape == (1, 512, config.vocab_size)
+    divergence = (np.exp(whole) * (whole - small)).sum(axis=-1).mean()
+    assert 1e-6 < divergence < 0.01, "int8 is another model, but hardly"
+    targets = np.asarray(tokens)[:, 1:, None]
+    loss, loss_int8 = (-np.take_along_axis(scores[:, :-1], targets, axis=-1).mean() for scores in (whole, small))
+    assert abs(loss_int8 - loss) < 0.02
