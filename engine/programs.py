@@ -129,7 +129,8 @@ class Programs:
         kv = list(kv)
 
         def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            out, *written = self._attention(q, k, v, batch.slots, batch.starts, *kv[layer])
+            window = self._config.window_of(layer)
+            out, *written = self._attention(q, k, v, batch.slots, batch.starts, *kv[layer], window=window)
             kv[layer] = (written[0], written[1])
             return out
 
