@@ -5,6 +5,9 @@ that its KV is kept and a keystroke only appends tokens:
 
     PRE {SEP path \\n text: each context chunk} {SEP path \\n} {text above the cut} SUF {after} MID {cut to cursor}
 
+Families were trained to see the same parts in other places (`Markers`): Qwen and CodeGemma have the context before PRE,
+StarCoder2 has all of it but the file's own path there, and both Qwen and StarCoder2 begin it with the repository's
+name; Codestral has no MID: `SUF {after} PRE {context, all that is before the cursor}`, where typing appends anyway.
 Segments are encoded apart from each other: the tokens of one never depend on its neighbours. Vocabularies without a
 separator get `#path` lines instead, the form DeepSeek-Coder was trained on.
 
@@ -24,98 +27,21 @@ Edges move in steps of several lines or tokens, so that they stand still during 
 """
 
 import math
-from typing import Self
+from typing import Literal, Self
 
 import msgspec
 
 from engine.errors import RequestError, TokenizerError
+from engine.markers import Markers
+from engine.model.families import FAMILIES
 from engine.tokenizer import Tokenizer
 from engine.types import ContextChunk, Request
 
 _WINDOW_CHARS_PER_TOKEN = 8
 """Code has 3 to 4 characters a token; text beyond this many for each token of the budget is not even encoded."""
 
-
-class _Markers(msgspec.Struct, frozen=True, kw_only=True):
-    """How one line of models spells its markers."""
-
-    name: str
-    prefix: str
-    suffix: str
-    middle: str
-    separator: str | None = None
-    begin: str | None = None
-    """Stands at the start of every prompt."""
-    ends: tuple[str, ...] = ()
-    """Others that end a completion, where the vocabulary has them; the markers above always do."""
-
-
-_KNOWN_MARKERS = (
-    _Markers(  # Qwen2.5-Coder and the starter model.
-        name="fim_prefix+file_sep",
-        prefix="<|fim_prefix|>",
-        suffix="<|fim_suffix|>",
-        middle="<|fim_middle|>",
-        separator="<|file_sep|>",
-        ends=("<|endoftext|>", "<|fim_pad|>", "<|repo_name|>", "<|im_end|>"),
-    ),
-    _Markers(
-        name="codegemma",
-        prefix="<|fim_prefix|>",
-        suffix="<|fim_suffix|>",
-        middle="<|fim_middle|>",
-        separator="<|file_separator|>",
-        begin="<bos>",
-        ends=("<eos>", "<end_of_turn>"),
-    ),
-    _Markers(  # StarCoder 2, Granite's later ones
-        name="starcoder2",
-        prefix="<fim_prefix>",
-        suffix="<fim_suffix>",
-        middle="<fim_middle>",
-        separator="<file_sep>",
-        ends=("<|endoftext|>", "<fim_pad>", "<repo_name>"),
-    ),
-    _Markers(
-        name="starcoder",
-        prefix="<fim_prefix>",
-        suffix="<fim_suffix>",
-        middle="<fim_middle>",
-        separator="<filename>",
-        ends=("<|endoftext|>", "<fim_pad>", "<reponame>"),
-    ),
-    _Markers(
-        name="codellama",
-        prefix="▁<PRE>",
-        suffix="▁<SUF>",
-        middle="▁<MID>",
-        begin="<s>",
-        ends=("▁<EOT>", "</s>"),
-    ),
-    _Markers(
-        name="deepseek-coder",
-        prefix="<｜fim▁begin｜>",
-        suffix="<｜fim▁hole｜>",
-        middle="<｜fim▁end｜>",
-        begin="<｜begin▁of▁sentence｜>",
-        ends=("<｜end▁of▁sentence｜>", "<|EOT|>"),
-    ),
-    _Markers(
-        name="fim_prefix",
-        prefix="<|fim_prefix|>",
-        suffix="<|fim_suffix|>",
-        middle="<|fim_middle|>",
-        ends=("<|endoftext|>", "<|fim_pad|>"),
-    ),
-    _Markers(
-        name="starcoder-plain",
-        prefix="<fim_prefix>",
-        suffix="<fim_suffix>",
-        middle="<fim_middle>",
-        ends=("<|endoftext|>", "<fim_pad>"),
-    ),
-)
-"""Looked for in this order; the first whose markers, separator included, are all in the vocabulary is taken."""
+_REPOSITORY = "project"
+"""Requests don't name their repository, and models that know the marker have never seen it without a name."""
 
 
 class FimTemplate(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,21 +54,26 @@ class FimTemplate(msgspec.Struct, frozen=True, kw_only=True):
     middle_id: int
     separator_id: int | None = None
     begin_id: int | None = None
+    repository: tuple[int, ...] = ()
+    """The tokens that announce the repository, before the first context chunk."""
+    context: Literal["inside", "outside", "path inside"] = "inside"
+    """As in `Markers`."""
+    is_suffix_first: bool = False
     stop_ids: tuple[int, ...] = ()
     """Tokens that end a completion, ascending: ends of text, and markers, none of which belongs into a hole."""
 
     @classmethod
     def detect(cls, tokenizer: Tokenizer) -> Self:
         """Find the markers of a vocabulary; raises TokenizerError when no known set is complete."""
-        for known in _KNOWN_MARKERS:
-            needed = (known.prefix, known.suffix, known.middle, known.separator, known.begin)
-            ids = [None if text is None else tokenizer.marker_id(text) for text in needed]
-            if any(text is not None and token_id is None for text, token_id in zip(needed, ids, strict=True)):
+        for known in _known_markers():
+            ids = [None if text is None else tokenizer.marker_id(text) for text in known.required]
+            if any(text is not None and found is None for text, found in zip(known.required, ids, strict=True)):
                 continue
-            prefix_id, suffix_id, middle_id, separator_id, begin_id = ids
+            prefix_id, suffix_id, middle_id, separator_id, repository_id, begin_id, *_ = ids
             assert prefix_id is not None
             assert suffix_id is not None
             assert middle_id is not None
+            name = tokenizer.encode(_REPOSITORY + known.repository_end)
             ends = (*ids, *map(tokenizer.marker_id, known.ends), *tokenizer.eos_ids)
             return cls(
                 name=known.name,
@@ -151,12 +82,12 @@ class FimTemplate(msgspec.Struct, frozen=True, kw_only=True):
                 middle_id=middle_id,
                 separator_id=separator_id,
                 begin_id=begin_id,
+                repository=() if repository_id is None else (repository_id, *name),
+                context=known.context,
+                is_suffix_first=known.is_suffix_first,
                 stop_ids=tuple(sorted({token_id for token_id in ends if token_id is not None})),
             )
-        looked_for = "; ".join(
-            " ".join(filter(None, (known.prefix, known.suffix, known.middle, known.separator, known.begin)))
-            for known in _KNOWN_MARKERS
-        )
+        looked_for = "; ".join(" ".join(filter(None, known.required)) for known in _known_markers())
         raise TokenizerError(
             "the vocabulary lacks fill-in-the-middle markers; expected one of these sets, each marker one token: "
             f"{looked_for}; got no complete set among {tokenizer.num_tokens} tokens; "
@@ -166,7 +97,25 @@ class FimTemplate(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def num_markers(self) -> int:
         """Markers that every prompt has."""
-        return 3 + (self.begin_id is not None)
+        return 3 + (self.begin_id is not None) - self.is_suffix_first
+
+    def stable_tokens(
+        self, *, context: list[int], header: list[int], above: list[int], after: list[int]
+    ) -> tuple[int, ...]:
+        """Arrange what stands before the text from the cut to the cursor."""
+        begin = [] if self.begin_id is None else [self.begin_id]
+        both = [*context, *header]
+        edge = {"inside": 0, "outside": len(both), "path inside": len(context) + min(1, len(header))}[self.context]
+        before = [self.prefix_id, *both[edge:], *above]
+        if self.is_suffix_first:
+            return (*begin, *both[:edge], self.suffix_id, *after, *before)
+        return (*begin, *both[:edge], *before, self.suffix_id, *after, self.middle_id)
+
+
+def _known_markers() -> list[Markers]:
+    """Return all families' markers in the order of looking: a set with more of them says more."""
+    known = [markers for family in FAMILIES for markers in family.MARKERS]
+    return sorted(known, key=lambda markers: -sum(text is not None for text in markers.required))
 
 
 class FimPrompt(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,7 +127,7 @@ class FimPrompt(msgspec.Struct, frozen=True, kw_only=True):
     draft: tuple[int, ...] = ()
     """Tokens of `Request.draft`, those for the bytes to heal included."""
     num_stable_tokens: int
-    """Tokens up to and including the MID marker: the same for every keystroke below this cut."""
+    """Tokens before the text from the cut to the cursor: the same for every keystroke below this cut."""
     num_dropped_tokens: int
     """Tokens cut away because the prompt was too long; text too far away to be encoded is counted by its length."""
 
@@ -203,25 +152,18 @@ def build_prompt(request: Request, tokenizer: Tokenizer, template: FimTemplate, 
     context, num_dropped_context = _context(tokenizer, template, request.context, room=room - parts.num_tokens)
     parts.fit(room)
 
-    before_current = [
-        *([] if template.begin_id is None else [template.begin_id]),
-        template.prefix_id,
-        *context,
-        *parts.header.tokens,
-        *parts.above.tokens,
-        template.suffix_id,
-        *parts.after.tokens,
-        template.middle_id,
-    ]
+    stable = template.stable_tokens(
+        context=context, header=parts.header.tokens, above=parts.above.tokens, after=parts.after.tokens
+    )
     current = parts.current.tokens
     heal = tokenizer.token_bytes(current[-1]) if current else b""
     # A token without bytes (an unknown character) can't be written again, so it stays.
     kept = current[:-1] if heal else current
     return FimPrompt(
-        tokens=(*before_current, *kept),
+        tokens=(*stable, *kept),
         heal=heal,
         draft=_draft(tokenizer, request, kept, heal),
-        num_stable_tokens=len(before_current),
+        num_stable_tokens=len(stable),
         num_dropped_tokens=num_dropped_context + parts.num_dropped_tokens,
     )
 
@@ -360,17 +302,21 @@ def _context(
 ) -> tuple[list[int], int]:
     """Return the tokens of as many chunks from the end as fit, and about how many those in front would have had."""
     kept: list[list[int]] = []
+    room -= len(template.repository)
     for num_kept, chunk in enumerate(reversed(chunks)):
         text = chunk.text if chunk.text.endswith("\n") else f"{chunk.text}\n"
         tokens = []
         if len(text) + len(chunk.path) <= _WINDOW_CHARS_PER_TOKEN * room:
             tokens = [*_header(tokenizer, template, chunk.path), *tokenizer.encode(text)]
         if not tokens or len(tokens) > room:
-            dropped = chunks[: len(chunks) - num_kept]
-            return _joined(kept), sum(_estimated_tokens(len(one.path) + len(one.text) + 2) for one in dropped)
+            chunks = chunks[: len(chunks) - num_kept]
+            break
         kept.append(tokens)
         room -= len(tokens)
-    return _joined(kept), 0
+    else:
+        chunks = ()
+    num_dropped = sum(_estimated_tokens(len(one.path) + len(one.text) + 2) for one in chunks)
+    return [*template.repository, *_joined(kept)] if kept else [], num_dropped
 
 
 def _joined(kept_from_the_end: list[list[int]]) -> list[int]:

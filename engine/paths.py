@@ -85,7 +85,7 @@ def _matrices(model: ModelConfig) -> tuple[tuple[int, int], ...]:
     return (
         (model.hidden_size, qkv),
         (model.num_heads * model.head_size, model.hidden_size),
-        (model.hidden_size, 2 * model.intermediate_size),
+        (model.hidden_size, model.intermediate_size * (2 if model.is_gated else 1)),
         (model.intermediate_size, model.hidden_size),
         (model.hidden_size, model.vocab_size),
     )

@@ -175,10 +175,10 @@ class Programs:
         )
 
         def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            outs = []
+            outs, attention = [], functools.partial(self._attention, window=self._config.window_of(layer))
             for tokens, sequences, _ in parts:
                 slots, starts = batch.slots[sequences], batch.starts[sequences]
-                out, *written = self._attention(q[tokens], k[tokens], v[tokens], slots, starts, *kv[layer])
+                out, *written = attention(q[tokens], k[tokens], v[tokens], slots, starts, *kv[layer])
                 kv[layer] = (written[0], written[1])
                 outs.append(out)
             return outs[0] if len(outs) == 1 else jnp.concatenate(outs)

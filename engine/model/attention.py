@@ -1,9 +1,11 @@
 """Attention over the resident KV, behind one small interface.
 
 Every path takes the queries, keys and values of `R` rows of `W` tokens each, writes keys and values into the rows'
-slots, and attends causally to all that the slot holds up to each query's own position:
+slots, and attends causally to all that the slot holds up to each query's own position, or to the last `window`
+positions of it:
 
-    attend(q [R*W, N, H], k_new [R*W, K, H], v_new [R*W, K, H], slots [R], starts [R], k, v) -> (out [R*W, N, H], k, v)
+    attend(q [R*W, N, H], k_new [R*W, K, H], v_new [R*W, K, H], slots [R], starts [R], k, v, window=None)
+        -> (out [R*W, N, H], k, v)
 
 with `k`, `v` of shape `[slots, K, S, H]`. A row with a negative slot is empty: nothing is written and its output has
 no meaning. The caller guarantees `starts + W <= S`.
@@ -12,7 +14,8 @@ no meaning. The caller guarantees `starts + W <= S`.
 `native/attention.c`, which reads the KV in place (XLA's CPU backend copies every slice it multiplies).
 """
 
-from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +24,22 @@ from jaxtyping import Array, Float, Int
 
 from engine import native
 
-Attention = Callable[
-    [jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array],
-    tuple[jax.Array, jax.Array, jax.Array],
-]
+
+class Attention(Protocol):
+    """What every path offers; `window` is static."""
+
+    def __call__(
+        self,
+        q: jax.Array,
+        k_new: jax.Array,
+        v_new: jax.Array,
+        slots: jax.Array,
+        starts: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        *,
+        window: int | None = None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]: ...
 
 
 def xla_attention(
@@ -35,6 +50,8 @@ def xla_attention(
     starts: Int[Array, "R"],
     k: Float[Array, "slots K S H"],
     v: Float[Array, "slots K S H"],
+    *,
+    window: int | None = None,
 ) -> tuple[Float[Array, "RW N H"], Float[Array, "slots K S H"], Float[Array, "slots K S H"]]:
     """Write, gather the rows' slots, attend with a mask; scores and softmax in float32."""
     num_rows, (_, num_heads, size) = slots.shape[0], q.shape
@@ -46,6 +63,8 @@ def xla_attention(
     grouped = q.reshape(num_rows, width, num_kv_heads, num_heads // num_kv_heads, size)
     scores = jnp.einsum("rwkgh,rksh->rkgws", grouped, k[slots], preferred_element_type=jnp.float32) * size**-0.5
     visible = jnp.arange(capacity) <= positions[:, None, None, :, None]
+    if window is not None:
+        visible &= jnp.arange(capacity) > positions[:, None, None, :, None] - window
     weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1).astype(v.dtype)
     out = jnp.einsum("rkgws,rksh->rwkgh", weights, v[slots])
     return out.reshape(q.shape), k, v
@@ -59,25 +78,32 @@ def native_attention(
     starts: Int[Array, "R"],
     k: Float[Array, "slots K S H"],
     v: Float[Array, "slots K S H"],
+    *,
+    window: int | None = None,
 ) -> tuple[Float[Array, "RW N H"], Float[Array, "slots K S H"], Float[Array, "slots K S H"]]:
     """Call `native/attention.c`: float32, head sizes that are multiples of 16, KV updated in place."""
     results = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
     call = jax.ffi.ffi_call(native.ATTENTION, results, input_output_aliases={5: 1, 6: 2}, vmap_method="sequential")
-    out, k, v = call(q, k_new, v_new, slots, starts, k, v)
+    attributes = {} if window is None else {"window": np.int64(window)}
+    out, k, v = call(q, k_new, v_new, slots, starts, k, v, **attributes)
     return out, k, v
 
 
 def self_test(attention: Attention, *, head_size: int) -> float:
-    """Return the largest difference from `xla_attention` on ragged random rows, for one-token and for long rows."""
+    """Return the largest difference from `xla_attention` on ragged random rows: short, long, and within a window."""
     worst = 0.0
     rng = np.random.default_rng(0)
-    for width, starts in ((1, (0, 37, 130)), (5, (3, 64, 101)), (70, (0, 61, 120))):
+    rows: tuple[tuple[int, tuple[int, ...], int | None], ...] = (
+        (1, (0, 37, 130), None), (5, (3, 64, 101), None), (70, (0, 61, 120), None),
+        (1, (0, 37, 130), 50), (70, (0, 61, 120), 50),
+    )  # fmt: skip
+    for width, starts, window in rows:
         slots = np.array([2, -1, 0], np.int32)
         shapes = [(3 * width, 4, head_size), (3 * width, 2, head_size), (3 * width, 2, head_size)]
         q, k_new, v_new = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
         k, v = (jnp.asarray(rng.standard_normal((3, 2, 192, head_size)), jnp.float32) for _ in range(2))
         arguments = (q, k_new, v_new, jnp.asarray(slots), jnp.asarray(starts, jnp.int32), k, v)
-        expected, got = jax.jit(xla_attention)(*arguments), jax.jit(attention)(*arguments)
+        expected, got = (jax.jit(partial(path, window=window))(*arguments) for path in (xla_attention, attention))
         is_used = np.repeat(slots >= 0, width)
         pairs = [(np.asarray(want), np.asarray(have)) for want, have in zip(expected, got, strict=True)]
         pairs[0] = (pairs[0][0][is_used], pairs[0][1][is_used])  # an empty row's output has no meaning

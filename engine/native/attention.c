@@ -36,16 +36,17 @@ typedef struct {
   float *out, *k, *v;              // [R*W, N, H], [slots, K, S, H]
   int64_t rows, width, heads, kv_heads, size, capacity;
   int64_t parts;                   // query parts per (row, kv head)
+  int64_t window;                  // how many positions a query sees, its own among them
 } attention_t;
 
 // Few queries: one pass over the keys, a running maximum per query.
 static void attend_few(const attention_t *w, int row, int kv_head, int first, int count, float *scratch) {
   const int64_t H = w->size, group = w->heads / w->kv_heads, S = w->capacity;
   const int64_t base = ((int64_t)w->slots[row] * w->kv_heads + kv_head) * S * H;
-  const float *k = w->k + base, *v = w->v + base;
   const float scale = 1.0f / sqrtf((float)H);
   for (int t = first; t < first + count; t++) {
-    const int64_t length = (int64_t)w->starts[row] + t + 1;
+    const int64_t end = (int64_t)w->starts[row] + t + 1, length = end < w->window ? end : w->window;
+    const float *k = w->k + base + (end - length) * H, *v = w->v + base + (end - length) * H;
     for (int64_t g = 0; g < group; g++) {
       const int64_t head = kv_head * group + g;
       const float *q = w->q + ((row * w->width + t) * w->heads + head) * H;
@@ -131,7 +132,8 @@ static void attend_many(const attention_t *w, int row, int kv_head, int first, i
   }
   memset(out, 0, sizeof(float) * queries * padded);
   const int64_t start = w->starts[row], last = start + first + count;
-  for (int64_t s0 = 0; s0 < last; s0 += BLOCK) {
+  const int64_t oldest = start + first + 1 - w->window;  // the first position that any query sees
+  for (int64_t s0 = oldest > 0 ? oldest : 0; s0 < last; s0 += BLOCK) {
     const int64_t keys_here = last - s0 < BLOCK ? last - s0 : BLOCK;
     const float *k = w->k + base + s0 * H, *v = w->v + base + s0 * H;
     for (int64_t s = 0; s < BLOCK; s++)
@@ -143,18 +145,23 @@ static void attend_many(const attention_t *w, int row, int kv_head, int first, i
       for (int64_t s = 0; s < keys_here; s++) memcpy(values + s * padded, v + s * H, sizeof(float) * H);
       block_values = values, value_stride = padded;
     }
-    // The first query that sees this block at all; tiles before it are skipped.
-    int64_t from = s0 > start + first ? (s0 - start - first) * group : 0;
-    for (int64_t n = from / TILE * TILE; n < queries; n += TILE) {
+    // The first query that sees this block at all, and the first whose window lies past it; other tiles are skipped.
+    const int64_t from = s0 > start + first ? (s0 - start - first) * group : 0;
+    const int64_t past = s0 + keys_here - 1 - start - first < count - w->window
+                             ? (s0 + keys_here - 1 - start - first + w->window) * group
+                             : queries;
+    for (int64_t n = from / TILE * TILE; n < past; n += TILE) {
       const int rows = (int)(queries - n < TILE ? queries - n : TILE);
       tile_product(q + n * H, H, rows, H, keys, BLOCK, scores, BLOCK, 0);
       for (int i = 0; i < rows; i++) {
         float *p = scores + i * BLOCK;
-        const int64_t visible = start + first + (n + i) / group + 1 - s0;  // keys of this block that the query may see
-        if (visible <= 0) {
+        const int64_t visible = start + first + (n + i) / group + 1 - s0;  // keys of this block up to the query's own
+        const int64_t hidden = visible - w->window;                         // and those of them before its window
+        if (visible <= 0 || hidden >= keys_here) {
           memset(p, 0, sizeof(float) * BLOCK);
           continue;
         }
+        for (int64_t s = 0; s < hidden; s++) p[s] = -INFINITY;
         for (int64_t s = visible; s < BLOCK; s++) p[s] = -INFINITY;
         vec peak = max_vec(max_vec(*(vec *)p, *(vec *)(p + 16)), max_vec(*(vec *)(p + 32), *(vec *)(p + 48)));
         float block_top = top[n + i];
@@ -213,7 +220,8 @@ static void attend_units(const void *context, int unit, int last) {
   free(scratch);
 }
 
-// Arguments: q, k_new, v_new, slots, starts, k, v. Results: out, k, v; the last two alias the arguments.
+// Arguments: q, k_new, v_new, slots, starts, k, v. Results: out, k, v; the last two alias the arguments. Attribute: window,
+// left out where there is none.
 XLA_FFI_Error *cloudcomplete_attention(XLA_FFI_CallFrame *call) {
   if (is_metadata_call(call)) return NULL;
   if (call->args.size != 7 || call->rets.size != 3) return fail(call->api, "attention: expected 7 arguments and 3 results");
@@ -226,6 +234,9 @@ XLA_FFI_Error *cloudcomplete_attention(XLA_FFI_CallFrame *call) {
   w->out = rets[0]->data, w->k = rets[1]->data, w->v = rets[2]->data;
   w->rows = args[3]->dims[0], w->width = args[0]->dims[0] / w->rows, w->heads = args[0]->dims[1], w->size = args[0]->dims[2];
   w->kv_heads = args[5]->dims[1], w->capacity = args[5]->dims[2];
+  w->window = INT64_MAX;
+  if (call->attrs.size) w->window = *(const int64_t *)((XLA_FFI_Scalar *)call->attrs.attrs[0])->value;
+  if (w->window < 1) return fail(call->api, "attention: expected a window of at least 1");
   const int64_t num_slots = args[5]->dims[0], H = w->size;
   int64_t keys = 0;
   for (int64_t r = 0; r < w->rows; r++) {

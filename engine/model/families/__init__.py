@@ -1,28 +1,36 @@
-"""Model families: how each Hugging Face architecture's `config.json` and tensor names map to ours.
+"""Model families: how each Hugging Face architecture's `config.json` and tensor names map to ours, and its markers.
 
-Adding a family is one file with `ARCHITECTURES`, `read_config` and `tensor_names`, one line here, and one test.
+Every module of this package is a family, found by being here: adding one is a file with what `Family` asks for, and a
+test. What most of them share is in `hugging_face.py`; what a `Transformer` can be is in `ModelConfig`.
 """
 
-from typing import Any, Protocol
+import importlib
+import pkgutil
+from typing import Any, Protocol, cast
 
 from engine.errors import ModelConfigError
+from engine.markers import Markers
 from engine.model.config import ModelConfig
-from engine.model.families import llama
+from engine.model.hugging_face import TensorNames
 
 
 class Family(Protocol):
     """What a family's module offers."""
 
     ARCHITECTURES: tuple[str, ...]
+    MARKERS: tuple[Markers, ...]
+    """How the family's models spell a fill-in-the-middle prompt; told apart by vocabulary alone."""
 
     def read_config(self, hf: dict[str, Any]) -> ModelConfig:
         """Turn a parsed `config.json` into model facts; raises ModelConfigError."""
 
-    def tensor_names(self, config: ModelConfig) -> dict[tuple[str | int, ...], tuple[str, ...]]:
+    def tensor_names(self, config: ModelConfig) -> TensorNames:
         """Map each parameter's path to the Hugging Face tensors that make it, in the order they are packed."""
 
 
-FAMILIES: tuple[Family, ...] = (llama,)
+FAMILIES: tuple[Family, ...] = tuple(
+    cast(Family, importlib.import_module(f"{__name__}.{module.name}")) for module in pkgutil.iter_modules(__path__)
+)
 
 
 def family_of(hf: dict[str, Any]) -> Family:

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,12 +34,13 @@ def test_native_attention_equals_the_reference_on_ragged_rows(data: st.DataObjec
     starts = data.draw(st.lists(st.integers(0, capacity - width), min_size=rows, max_size=rows))
     slots = data.draw(st.permutations(range(rows + 1)))[:rows]
     slots = [-1 if data.draw(st.integers(0, 4)) == 0 else slot for slot in slots]
+    window = data.draw(st.none() | st.integers(1, capacity + 10))
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
     case = random_case(
         rng, rows=rows, width=width, heads=kv_heads * group, kv_heads=kv_heads, size=size,
         capacity=capacity, starts=starts, slots=slots,
     )  # fmt: skip
-    expected, got = jax.jit(xla_attention)(*case), jax.jit(native_attention)(*case)
+    expected, got = (jax.jit(partial(path, window=window))(*case) for path in (xla_attention, native_attention))
     used = np.repeat(np.array(slots) >= 0, width)
     np.testing.assert_allclose(np.asarray(got[0])[used], np.asarray(expected[0])[used], atol=2e-5)
     for want, have in zip(expected[1:], got[1:], strict=True):
@@ -52,13 +55,21 @@ def test_large_scores_do_not_overflow() -> None:
     np.testing.assert_allclose(np.asarray(got), np.asarray(expected), atol=1e-3)
 
 
-def test_attention_over_the_kv_equals_plain_causal_attention() -> None:
+@pytest.mark.parametrize("window", [None, 1, 7, 50])
+def test_attention_over_the_kv_equals_plain_causal_attention(window: int | None) -> None:
     rng = np.random.default_rng(1)
     q, k, v = (jnp.asarray(rng.standard_normal((50, heads, 16)), jnp.float32) for heads in (4, 2, 2))
     kv = jnp.zeros((2, 2, 64, 16))
-    out, *_ = xla_attention(q, k, v, jnp.array([1]), jnp.array([0]), kv, kv)
-    plain = attend_causally(0, q[None], k[None], v[None])[0]
+    out, *_ = xla_attention(q, k, v, jnp.array([1]), jnp.array([0]), kv, kv, window=window)
+    plain = attend_causally(0, q[None], k[None], v[None], windows=(window,))[0]
     np.testing.assert_allclose(np.asarray(out), np.asarray(plain), atol=1e-5)
+
+
+def test_a_query_sees_as_many_keys_as_its_window_has() -> None:
+    q = k = jnp.zeros((50, 1, 16))
+    v = jnp.broadcast_to(jnp.arange(50.0)[:, None, None], (50, 1, 16))
+    out = attend_causally(1, q[None], k[None], v[None], windows=(None, 3))[0, :, 0, 0]
+    np.testing.assert_allclose(np.asarray(out)[[0, 1, 2, 3, 49]], [0, 0.5, 1, 2, 48], atol=1e-4)
 
 
 def test_a_row_outside_the_kv_is_refused_before_anything_is_written() -> None:
@@ -70,12 +81,16 @@ def test_a_row_outside_the_kv_is_refused_before_anything_is_written() -> None:
 
 
 def test_the_self_test_notices_a_path_that_computes_other_numbers() -> None:
-    def broken(q, k_new, v_new, slots, starts, k, v):
-        out, k, v = xla_attention(q, k_new, v_new, slots, starts, k, v)
+    def broken(*arguments, window=None):
+        out, k, v = xla_attention(*arguments, window=window)
         return out * 1.01, k, v
+
+    def blind(*arguments, window=None):
+        return xla_attention(*arguments)
 
     assert self_test(native_attention, head_size=32) < 1e-5
     assert self_test(broken, head_size=32) > 1e-3
+    assert self_test(blind, head_size=32) > 1e-3
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path, monkeypatch) -> None:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from engine.errors import ModelConfigError
 from engine.model.config import ModelConfig, RopeScaling
-from engine.model.families import family_of, llama
+from engine.model.families import FAMILIES, family_of, llama
 from engine.model.transformer import Transformer
 
 MINIMAL: dict[str, Any] = {
@@ -26,6 +26,14 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+
+
+def test_every_file_of_the_package_is_a_family_that_can_be_found() -> None:
+    for family in FAMILIES:
+        for name in family.ARCHITECTURES:
+            assert family_of({"architectures": [name]}) is family
+    assert llama in FAMILIES
+    assert len({family.ARCHITECTURES for family in FAMILIES}) == len(FAMILIES) == 6
 
 
 def read(**changes: Any) -> ModelConfig:
@@ -102,7 +110,8 @@ def test_every_parameter_has_its_tensor_names_and_is_counted(changes: dict[str, 
     [
         (
             {"architectures": ["MambaForCausalLM"]},
-            r"architecture MambaForCausalLM; expected one of: LlamaForCausalLM; convert or choose another model",
+            r"architecture MambaForCausalLM; expected one of: GemmaForCausalLM, LlamaForCausalLM, MistralForCausalLM, "
+            r"Qwen2ForCausalLM, Qwen3ForCausalLM, Starcoder2ForCausalLM; convert or choose another model",
         ),
         ({"architectures": None}, r"architecture none; expected one of"),
         ({"hidden_size": "32"}, r"hidden_size is '32'; expected a positive whole number; download or copy"),
@@ -113,7 +122,11 @@ def test_every_parameter_has_its_tensor_names_and_is_counted(changes: dict[str, 
             r"num_attention_heads is 4; expected a multiple of num_key_value_heads, got 3; the file is damaged",
         ),
         ({"head_dim": 7}, r"head size is 7; expected an even number, as rotary embeddings turn pairs"),
-        ({"hidden_act": "gelu"}, r"hidden_act is 'gelu'; expected 'silu' for a Llama model; choose another model"),
+        (
+            {"hidden_act": "relu2"},
+            r"hidden_act is 'relu2'; expected one of: silu, gelu, gelu_pytorch_tanh; choose another model",
+        ),
+        ({"hidden_act": ["silu"]}, r"hidden_act is \['silu'\]; expected one of: silu"),
         (
             {"quantization_config": {"quant_method": "gptq"}},
             r"quantization_config; expected plain weights; choose the model's unquantised checkpoint",

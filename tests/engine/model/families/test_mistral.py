@@ -1,0 +1,63 @@
+"""Mistral's `config.json`: a window in every layer, or none."""
+
+from typing import Any
+
+import jax
+import pytest
+from flax import nnx
+
+from engine.errors import ModelConfigError
+from engine.model.config import ModelConfig
+from engine.model.families import family_of, mistral
+from engine.model.transformer import Transformer
+
+MINIMAL: dict[str, Any] = {
+    "architectures": ["MistralForCausalLM"],
+    "vocab_size": 160,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+
+def read(**changes: Any) -> ModelConfig:
+    hf = {**MINIMAL, **changes}
+    return family_of(hf).read_config(hf)
+
+
+def test_what_a_config_leaves_out_takes_the_defaults_of_the_architecture() -> None:
+    assert read() == ModelConfig(
+        family="mistral", vocab_size=160, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4,
+        num_kv_heads=2, max_context=128, head_size=8, norm_eps=1e-6,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{}, {"head_dim": 16}])
+def test_every_parameter_has_its_tensor_names_and_is_counted(changes: dict[str, Any]) -> None:
+    config = read(**changes)
+    state = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))[1]
+    assert {path for path, _ in nnx.to_flat_state(state)} == mistral.tensor_names(config).keys()
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) == config.num_parameters
+
+
+@pytest.mark.parametrize(("window", "windows"), [(None, ()), (24, (24, 24, 24)), (128, ())])
+def test_a_window_is_in_every_layer(window: int | None, windows: tuple[int, ...]) -> None:
+    assert read(sliding_window=window).windows == windows
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": None}, r"num_hidden_layers is None; expected a positive whole number; download or copy"),
+        ({"hidden_size": "32"}, r"hidden_size is '32'; expected a positive whole number; download or copy"),
+        ({"hidden_act": "swish2"}, r"hidden_act is 'swish2'; expected one of: silu, .*; choose another model"),
+        ({"sliding_window": -1}, r"sliding_window is -1; expected a positive whole number"),
+        ({"rms_norm_eps": True}, r"rms_norm_eps is True; expected a positive number"),
+    ],
+)
+def test_a_config_that_can_not_be_served_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelConfigError, match=message):
+        read(**changes)
