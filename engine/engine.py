@@ -43,6 +43,7 @@ class Engine:
             ("finished", "cancelled", "failed", "prompt_tokens", "reused_tokens", "generated_tokens", "steps"), 0
         )
         self._num_rejected = 0
+        self._num_computed_tokens = 0
         self._mean_service_s = 0.1
 
     # --- from any thread -------------------------------------------------------------------------------------------
@@ -87,6 +88,7 @@ class Engine:
             num_waiting=len(self._inbox) + self._scheduler.num_waiting,
             kv_usage=running / slots,
             num_rejected=self._num_rejected,
+            num_computed_tokens=self._num_computed_tokens,
             num_recompiles=self._runner.num_recompiles,
             **counts,
         )
@@ -125,6 +127,7 @@ class Engine:
             for sequence, num_tokens in plan.prefill:
                 [choice] = self._runner.run([self._row(sequence, num_tokens)])
                 sequence.num_computed += num_tokens
+                self._num_computed_tokens += num_tokens
                 if sequence.phase == "decode":
                     self._advance(sequence, choice)
             if plan.decode:
@@ -189,6 +192,7 @@ class Engine:
             return
         token = choice.token
         sequence.append(token, choice.logit_gap)
+        self._num_computed_tokens += 1
         if token in self._stop_ids:
             self._emit_end(self._scheduler.end(sequence, "finished", "stop"), text=sequence.detokenizer.flush())
             return
