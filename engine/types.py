@@ -115,8 +115,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_reused_tokens: int = 0
     num_generated_tokens: int = 0
     num_computed_tokens: int = 0
-    """Prompt tokens that the device ran over and tokens that it chose, counted as they happen: also those of requests
-    that were cancelled or failed later, or that still run. The other counts of tokens are of requests that have ended."""
+    """Prompt tokens that the device ran over and tokens that it chose, counted as they happen: also of requests that
+    still run, or were cancelled or failed later. The other counts of tokens are of requests that have ended."""
     num_steps: int = 0
     num_recompiles: int = 0
     """Programs compiled after warm-up; anything but 0 is a defect."""

@@ -7,8 +7,8 @@ event loop.
 
 import asyncio
 import itertools
-import uuid
 import time
+import uuid
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 
