@@ -82,7 +82,7 @@ class LlamaDouble:
         if page == "infill":
             self.bodies.append(json.loads(body))
         try:
-            for part in self.pages[page]:
+            for part in self.answer(page):
                 writer.write(part)
                 await writer.drain()
                 await asyncio.sleep(0)
@@ -93,6 +93,10 @@ class LlamaDouble:
             self.is_ended_by_client.set()
         finally:
             await self.end(writer)
+
+    def answer(self, page: str) -> Sequence[bytes]:
+        """Return what is sent for a page, part by part."""
+        return self.pages[page]
 
     async def end(self, writer: asyncio.StreamWriter) -> None:
         """End a connection as a server does that has said everything."""
