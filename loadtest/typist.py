@@ -85,9 +85,9 @@ class Typist:
                     if moment.keystroke is not None:
                         asking = _Asking(moment.keystroke, due_s)
                         query = to_query(self._query, moment.keystroke)
-                        self._note(query, moment.at_s)
                         asking.asked_s = self.asked_s = loop.time()
                         asking.task = requests.create_task(self._ask(asking, query))
+                        self._note(query, moment.at_s)
                 self.cpu_s += time.thread_time() - cpu_began_s
             except asyncio.CancelledError:
                 if asking is not None and asking.reply is not None:  # it has ended: it counts

@@ -100,7 +100,12 @@ async def start(app: App) -> int:
         raise StartError(f"cannot listen on {address}: {error}; choose another host or port") from None
     await app.grpc_server.start()
     if app.config.metrics_port:
-        app.metrics.open(host, app.config.metrics_port)
+        try:
+            app.metrics.open(host, app.config.metrics_port)
+        except OSError as error:  # taken since the check
+            raise StartError(
+                f"cannot serve metrics on {host}:{app.config.metrics_port}: {error}; choose another port"
+            ) from None
     return int(bound_port)
 
 

@@ -8,6 +8,7 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from server import app
 from server.client import Client
 from server.errors import BusyError, RequestFailedError, StartError
 from tests.server.counting_engine import CountingEngine
@@ -101,6 +102,14 @@ def test_before_there_is_an_engine_everything_is_0() -> None:
 def test_without_a_port_nothing_listens() -> None:
     with InProcessServer(CountingEngine()) as server:
         assert server.app.metrics.close() is None
+
+
+def test_a_port_that_is_taken_at_the_last_moment_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "_check_address", lambda host, port, remedy: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StartError, match=rf"cannot serve metrics on 127\.0\.0\.1:{port}: .*; choose another port"):
+            InProcessServer(CountingEngine(), metrics_port=port).__enter__()
 
 
 def test_a_port_in_use_is_named_with_a_remedy() -> None:
