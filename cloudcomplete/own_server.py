@@ -3,6 +3,7 @@
 The child also stops when its standard input closes, so it does not outlive a parent that was killed.
 """
 
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from cloudcomplete.errors import OwnServerError
 from server.client import Client
 from server.errors import UnavailableError
 
+HOST = "127.0.0.1"
 START_TIMEOUT_S = 600.0
 """Seconds for loading and compiling; the first start on a machine compiles everything."""
 STOP_TIMEOUT_S = 15.0
@@ -33,7 +35,10 @@ def serve_command(arguments: Sequence[str] = ()) -> list[str]:
 
 
 class OwnServer:
-    """`with OwnServer() as server:` is serving at `server.address`; leaving the block stops it."""
+    """`with OwnServer() as server:` is serving at `server.address`; leaving the block stops it.
+
+    Its metrics are at `server.metrics_url`.
+    """
 
     def __init__(
         self,
@@ -50,6 +55,7 @@ class OwnServer:
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self.address = ""
+        self.metrics_url = ""
 
     @property
     def pid(self) -> int:
@@ -60,7 +66,10 @@ class OwnServer:
     def __enter__(self) -> Self:
         with tempfile.TemporaryDirectory(prefix="cloudcomplete-") as directory:
             port_file = Path(directory) / "port"
-            options = ["--host", "127.0.0.1", "--grpc-port", "0", "--port-file", str(port_file), "--stop-at-eof"]
+            metrics_port = _free_port()
+            self.metrics_url = f"http://{HOST}:{metrics_port}"
+            options = ["--host", HOST, "--grpc-port", "0", "--port-file", str(port_file), "--stop-at-eof"]
+            options += ["--set", f"server.metrics_port={metrics_port}"]
             self._process = subprocess.Popen(
                 [*self._command, *options],
                 stdin=subprocess.PIPE,
@@ -111,7 +120,7 @@ class OwnServer:
         while not port_file.exists():
             self._check(deadline_s)
             time.sleep(_POLL_S)
-        self.address = f"127.0.0.1:{int(port_file.read_text())}"
+        self.address = f"{HOST}:{int(port_file.read_text())}"
         with Client(self.address) as client:
             while True:
                 self._check(deadline_s)
@@ -130,3 +139,10 @@ class OwnServer:
         what = f"did not serve within {self._start_timeout_s:g} s" if code is None else f"ended with code {code}"
         said = next((line for line in reversed(self._tail) if line.strip()), "nothing")
         raise OwnServerError(f"the server started for this command {what}; its last line: {said}")
+
+
+def _free_port() -> int:
+    """Return a port on which nobody listens at the moment; should another program be quicker, the start fails."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])

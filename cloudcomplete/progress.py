@@ -3,7 +3,7 @@
 import shutil
 import threading
 import time
-from typing import TextIO
+from typing import Self, TextIO
 
 _BAR_CELLS = 24
 _REDRAW_S = 0.1
@@ -57,6 +57,12 @@ class ProgressBar:
         self._unit = unit
         self._began_s = time.monotonic()
         self._shown_s = self._began_s if not out.isatty() else 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     def show(self, num_done: int, facts: str = "") -> None:
         """Show the state of the work, unless it was shown a moment ago."""

@@ -244,8 +244,8 @@ class Engine:
     def _advance(self, planned: PlannedRow, choices: list[Choice]) -> None:
         """Take what a step computed for a sequence: its KV, and as many new tokens as the draft foretold, and one."""
         sequence, num_tokens, draft = planned
+        self._counts["computed_tokens"] += num_tokens if sequence.phase == "prefill" else 0
         sequence.num_computed += num_tokens
-        self._counts["computed_tokens"] += num_tokens + len(draft.tokens)
         if sequence.num_pending:  # the prompt goes on
             return
         if sequence.max_tokens == 0:  # a warming request: only its KV was wanted
@@ -253,6 +253,7 @@ class Engine:
             return
         right = [guess == choice.token for guess, choice in zip(draft.tokens, choices, strict=False)]
         num_accepted = right.index(False) if False in right else len(right)
+        self._counts["computed_tokens"] += 1 + len(draft.tokens)
         self._acceptance.record(draft, num_verified=len(right), num_accepted=num_accepted)
         text = ""
         for i, choice in enumerate(choices[: num_accepted + 1]):

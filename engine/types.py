@@ -125,7 +125,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_reused_tokens: int = 0
     num_generated_tokens: int = 0
     num_computed_tokens: int = 0
-    """Every token the device computed, those of cancelled requests and of rejected drafts too."""
+    """Prompt tokens that the device ran over and tokens that it chose, counted as they happen: also of requests that
+    still run, or were cancelled or failed later. Tokens of rejected drafts count too. The other counts of tokens are of
+    requests that have ended."""
     num_drafted_tokens: int = 0
     """Tokens of drafts that were verified."""
     num_accepted_tokens: int = 0

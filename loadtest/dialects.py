@@ -114,6 +114,9 @@ class Dialect(Protocol):
     async def complete(self, query: Query, *, deadline_s: float, on_text: TextSink = ignore_text) -> Reply:
         """Ask, and return the answer or its error. Cancelling the task ends the request on the server too."""
 
+    async def is_alive(self) -> bool:
+        """Tell whether the server answers at all, within a few seconds; asks nothing of its model."""
+
 
 def open_dialect(name: str, server: str, *, has_client_cache: bool = False) -> Dialect:
     """Return a dialect, not yet connected; `has_client_cache` puts the cache of an editor plugin in front of it.

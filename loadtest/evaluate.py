@@ -26,8 +26,9 @@ import numpy as np
 
 from engine.types import ContextChunk
 from loadtest import report
-from loadtest.dialects import MODEL_SOURCE, Dialect, Query, Reply
+from loadtest.dialects import MODEL_SOURCE, Dialect, ErrorKind, Query, Reply
 from loadtest.errors import DialectError
+from loadtest.losses import Losses
 from loadtest.rows import Row, Rows, group_by_reason
 from loadtest.scores import edit_similarity, first_line, has_first_line, is_exact_match, is_single_line
 
@@ -36,6 +37,8 @@ DEADLINE_S = 60.0
 MOST_TOKENS = 1024
 _SPARE_TOKENS = 16
 _LOST_AFTER = 3
+"""Answers lost in a row, beyond those asked at once, after which the server counts as gone."""
+_LOST: tuple[ErrorKind, ...] = ("lost", "deadline")
 _RETRY_S = 0.5
 _END_S = 0.02
 _SHOWN = 5
@@ -80,7 +83,7 @@ class Evaluation:
         self.given_up = ""
         """Why not all rows were asked; empty while all is well."""
         self._outcomes: dict[int, Outcome] = {}
-        self._num_lost = 0
+        self._losses = Losses(most=_LOST_AFTER + concurrency - 1, kinds=_LOST)
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -107,14 +110,11 @@ class Evaluation:
                 return
             self._outcomes[index] = outcome
             on_outcome(outcome)
-            if outcome.reply.error_kind not in ("lost", "deadline"):
-                self._num_lost = 0
-                continue
-            self._num_lost += 1
-            if self._num_lost >= _LOST_AFTER + self.concurrency - 1:
-                self.given_up = f"{self._num_lost} answers in a row were lost; the last: {outcome.reply.error}"
+            if given_up := self._losses.take(outcome.reply):
+                self.given_up = given_up
                 return
-            await asyncio.sleep(_RETRY_S)  # a server that restarts is back for the next row
+            if outcome.reply.error_kind in _LOST:
+                await asyncio.sleep(_RETRY_S)  # a server that restarts is back for the next row
 
 
 async def ask(dialect: Dialect, row: Row) -> Outcome:
@@ -261,10 +261,8 @@ def _notes(evaluation: Evaluation, read: Rows) -> list[str]:
     if outcomes:
         low, high = _interval(sum(outcome.is_exact_match for outcome in outcomes), len(outcomes))
         notes.append(f"exact_match: {low:.3f} to {high:.3f} with 95 % confidence, for rows drawn like these")
-    errors = Counter(outcome.reply.error for outcome in outcomes if outcome.reply.error is not None)
-    notes += [f"error, counted as wrong: {count:,} x {text}" for text, count in errors.most_common(_SHOWN)]
-    if len(errors) > _SHOWN:
-        notes.append(f"errors of {len(errors) - _SHOWN:,} more kinds")
+    errors = [outcome.reply.error for outcome in outcomes if outcome.reply.error is not None]
+    notes += report.error_notes([("counted as wrong", error) for error in errors])
     reasons = sorted(group_by_reason(read.skipped).items(), key=lambda item: -len(item[1]))
     for reason, lines in reasons[:_SHOWN]:
         shown = ", ".join(map(str, lines[:_SHOWN])) + (", ..." if len(lines) > _SHOWN else "")

@@ -46,6 +46,10 @@ class GrpcDialect:
     async def __aexit__(self, *_: object) -> None:
         await self._client.close()
 
+    async def is_alive(self) -> bool:
+        """Ask for its health."""
+        return await self._client.is_serving(timeout_s=OPEN_TIMEOUT_S)
+
     async def complete(self, query: Query, *, deadline_s: float, on_text: TextSink = ignore_text) -> Reply:
         """Ask, and return the answer or its error."""
         began_s = time.perf_counter()

@@ -103,6 +103,15 @@ class LlamaInfill:
     async def __aexit__(self, *_: object) -> None:
         """Nothing to close: every query closes its own connection."""
 
+    async def is_alive(self) -> bool:
+        """Ask for its health."""
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                await self._server.get("/health")
+        except (ExchangeError, TimeoutError):
+            return False
+        return True
+
     async def complete(self, query: Query, *, deadline_s: float, on_text: TextSink = ignore_text) -> Reply:
         """Ask, and return the answer or its error."""
         began_s = time.perf_counter()

@@ -101,7 +101,10 @@ def judge_line(keystroke: Keystroke, text: str, *, is_whole: bool) -> bool | Non
 
 
 def summarise(outcomes: Sequence[Outcome], *, users: int) -> dict[str, Number]:
-    """Return the headline figures; outcomes of one user must be in their order."""
+    """Return the headline figures; outcomes of one user must be in their order.
+
+    What a keystroke cost is not among them: answers that were cancelled do not tell, only the server's counters do.
+    """
     waits_s = sorted(wait_times_s(outcomes).values())
     stored = [outcome for outcome in outcomes if outcome.is_stored]
     costs = [outcome.num_computed_tokens for outcome in outcomes if outcome.num_computed_tokens is not None]
@@ -115,7 +118,8 @@ def summarise(outcomes: Sequence[Outcome], *, users: int) -> dict[str, Number]:
         "matches_line_share": _share([outcome.matches_line for outcome in outcomes]),
         "matches_next_5_chars_without_model_share": _share([outcome.matches_next_chars for outcome in stored]),
         "matches_line_without_model_share": _share([outcome.matches_line for outcome in stored]),
-        "tokens_computed_per_keystroke": sum(costs) / len(costs) if costs else None,
+        "tokens_computed_per_keystroke": None,
+        "tokens_computed_per_ended_answer": sum(costs) / len(costs) if costs else None,
         "cancelled_share": _share([outcome.is_cancelled for outcome in outcomes]),
         "empty_share": _share([outcome.is_empty for outcome in outcomes]),
         "errors": sum(outcome.error is not None for outcome in outcomes),

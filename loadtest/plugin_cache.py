@@ -47,6 +47,10 @@ class PluginCache:
     async def __aexit__(self, *_: object) -> None:
         await self._dialect.__aexit__(*_)
 
+    async def is_alive(self) -> bool:
+        """Tell it of the dialect behind."""
+        return await self._dialect.is_alive()
+
     async def complete(self, query: Query, *, deadline_s: float, on_text: TextSink = ignore_text) -> Reply:
         """Answer from the cache, else from the dialect."""
         if query.is_fresh:

@@ -16,6 +16,8 @@ def assemble(replay: Replay, verification: Verification | None, *, command: str)
     outcomes = replay.outcomes
     waits_s = wait_times_s(outcomes)
     headline = summarise(outcomes, users=replay.settings.users)
+    if (count := replay.computed_tokens.count) is not None and replay.num_asked:
+        headline["tokens_computed_per_keystroke"] = count / replay.num_asked
     headline["replay_cpu_per_keystroke_ms"] = _per_keystroke_ms(replay.typing_cpu_s, outcomes)
     headline["process_cpu_per_keystroke_ms"] = _per_keystroke_ms(replay.cpu_s, outcomes)
     if verification is not None:
@@ -56,15 +58,12 @@ def _notes(replay: Replay, waits_s: dict[tuple[int, int], float]) -> list[str]:
     num_lines = sum(outcome.matches_line is not None for outcome in outcomes)
     notes.append(f"matches: of {num_next:,} suggestions with typing after them, {num_lines:,} with more on their line")
     num_told = sum(outcome.num_computed_tokens is not None for outcome in outcomes)
-    if num_told < len(outcomes):
-        notes.append(
-            f"tokens_computed_per_keystroke: of the {num_told:,} keystrokes whose answer ended; the others do not tell"
-        )
-    errors = Counter((outcome.error_kind, outcome.error) for outcome in outcomes if outcome.error is not None)
-    notes += [f"error, {kind}: {count:,} x {text}" for (kind, text), count in errors.most_common(_SHOWN)]
-    if len(errors) > _SHOWN:
-        notes.append(f"errors of {len(errors) - _SHOWN:,} more kinds")
-    return notes
+    notes.append(f"tokens_computed_per_ended_answer: of {num_told:,} answers that ended and told")
+    if replay.computed_tokens.count is None:
+        notes.append(f"tokens_computed_per_keystroke: not measured; {replay.computed_tokens.problem}")
+    notes.append(f"requests: {replay.num_asked:,} issued, SHA-256 of what and when {replay.requests_digest()}")
+    errors = [outcome for outcome in outcomes if outcome.error is not None]
+    return notes + report.error_notes([(outcome.error_kind or "failed", outcome.error or "") for outcome in errors])
 
 
 def _verification_notes(replay: Replay, verification: Verification | None) -> list[str]:

@@ -4,7 +4,8 @@
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ import msgspec
 from loadtest.errors import ReportError
 from loadtest.machine import describe_machine, describe_versions
 
+_SHOWN_ERRORS = 5
 Number = int | float | None
 """A figure; None where there was nothing to measure it from."""
 
@@ -151,6 +153,15 @@ def make_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable("files", path, error.strerror) from None
+
+
+def error_notes(errors: Iterable[tuple[str, str]]) -> list[str]:
+    """Return a note for each of the most frequent errors, given as what they count as and what they say."""
+    counts = Counter(errors)
+    notes = [f"error, {what}: {count:,} x {text}" for (what, text), count in counts.most_common(_SHOWN_ERRORS)]
+    if len(counts) > _SHOWN_ERRORS:
+        notes.append(f"errors of {len(counts) - _SHOWN_ERRORS:,} more kinds")
+    return notes
 
 
 def _is_device(target: Path) -> bool:

@@ -6,6 +6,7 @@ loop's, so tests type in no time.
 """
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 
@@ -34,7 +35,7 @@ class _Asking:
 
 
 class Typist:
-    """Types one stretch of a trace. `cpu_s` is the processor time that took, without the dialect's."""
+    """Types one stretch of a trace."""
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class Typist:
         query: Query,
         speed: float,
         on_outcome: Callable[[Outcome], None],
+        on_sign: Callable[[], None],
         on_reply: Callable[[Reply], None],
     ) -> None:
         """`query` has what all queries of the user have in common; its `session_id` is the user's name."""
@@ -54,9 +56,16 @@ class Typist:
         self._query = query
         self._speed = speed
         self._on_outcome = on_outcome
+        self._on_sign = on_sign
         self._on_reply = on_reply
-        self._num_asked = 0
+        self._num_closed = 0
+        self.num_asked = 0
+        self.asked_s = float("-inf")
+        """When the newest request was issued, on the event loop's clock."""
+        self.requests = hashlib.sha256()
+        """Hash of all requests issued and of when each was due."""
         self.cpu_s = 0.0
+        """Processor time of typing, asking and judging, without the dialect's."""
 
     async def type(self, *, replay_began_s: float, delay_s: float) -> None:
         """Type to the end, beginning after `delay_s`; times of outcomes count from `replay_began_s`."""
@@ -75,28 +84,37 @@ class Typist:
                     asking = None
                     if moment.keystroke is not None:
                         asking = _Asking(moment.keystroke, due_s)
-                        asking.asked_s = loop.time()
-                        asking.task = requests.create_task(self._ask(asking))
+                        query = to_query(self._query, moment.keystroke)
+                        asking.asked_s = self.asked_s = loop.time()
+                        asking.task = requests.create_task(self._ask(asking, query))
+                        self._note(query, moment.at_s)
                 self.cpu_s += time.thread_time() - cpu_began_s
             except asyncio.CancelledError:
                 if asking is not None and asking.reply is not None:  # it has ended: it counts
                     self._close(asking, loop.time(), replay_began_s)
                 raise
 
-    async def _ask(self, asking: _Asking) -> None:
+    async def _ask(self, asking: _Asking, query: Query) -> None:
         loop = asyncio.get_running_loop()
 
         def take(text: str) -> None:
             if asking.first_text_s is None:
                 asking.first_text_s = loop.time()
             asking.texts.append(text)
+            self._on_sign()
 
-        reply = await self._dialect.complete(
-            to_query(self._query, asking.keystroke), deadline_s=DEADLINE_S, on_text=take
-        )
+        reply = await self._dialect.complete(query, deadline_s=DEADLINE_S, on_text=take)
         asking.ended_s = loop.time()
         asking.reply = reply
+        self._on_sign()
         self._on_reply(reply)
+
+    def _note(self, query: Query, at_s: float) -> None:
+        """Take a request into the hash; lengths and order make its parts unambiguous."""
+        self.num_asked += 1
+        before, after = query.before.encode("utf-8", "surrogatepass"), query.after.encode("utf-8", "surrogatepass")
+        told = (query.session_id, query.path, query.max_tokens, round(at_s / self._speed, 6), len(before), len(after))
+        self.requests.update(repr(told).encode() + before + after)
 
     def _close(self, asking: _Asking, now_s: float, replay_began_s: float) -> None:
         """Give up what is still open of a keystroke's answer and report what became of it."""
@@ -107,7 +125,7 @@ class Typist:
         is_whole = reply is not None and reply.error is None
         outcome = Outcome(
             user=self._user,
-            number=self._num_asked,
+            number=self._num_closed,
             at_s=due_s - replay_began_s,
             clock_error_s=asking.asked_s - due_s,
             live_s=now_s - due_s,
@@ -123,7 +141,7 @@ class Typist:
             matches_next_chars=judge_next_chars(keystroke, text, is_whole=is_whole),
             matches_line=judge_line(keystroke, text, is_whole=is_whole),
         )
-        self._num_asked += 1
+        self._num_closed += 1
         self._on_outcome(outcome)
 
 

@@ -32,6 +32,8 @@ class Admission:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._num_in_flight = 0
+        self.num_rejected = 0
+        """Requests for which there was no place."""
         self._duration_s = 0.5
         self._idle = asyncio.Event()
         self._idle.set()
@@ -55,6 +57,7 @@ class Admission:
         """Occupy one of the places for requests in flight; raises BusyError when all are taken."""
         limit = self._config.max_in_flight
         if self._num_in_flight >= limit:
+            self.num_rejected += 1
             raise BusyError(
                 f"the requests in flight are at their limit of {limit}; try again in {self._duration_s:.2f} s, "
                 "or raise server.max_in_flight",

@@ -27,6 +27,7 @@ from server.config import ServerConfig
 from server.errors import EngineLostError, StartError
 from server.grpc_service import GrpcService
 from server.lifecycle import Lifecycle
+from server.metrics import Metrics
 from server.wire import SERVICE_NAME
 
 Report = Callable[[str], None]
@@ -51,16 +52,18 @@ class App:
     lifecycle: Lifecycle
     admission: Admission
     completer: Completer
+    metrics: Metrics
     health: Any
     """`grpc_health.v1.health.aio.HealthServicer`, which its type stubs do not know."""
     grpc_server: grpc.aio.Server
 
 
 async def build(config: ServerConfig) -> App:
-    """Make the whole object graph: lifecycle, admission → completer → gRPC service, health, reflection."""
+    """Make the whole object graph: lifecycle, admission, metrics → completer → gRPC service, health, reflection."""
     lifecycle = Lifecycle()
     admission = Admission(config)
-    completer = Completer(config, lifecycle, admission)
+    metrics = Metrics(lifecycle, admission)
+    completer = Completer(config, lifecycle, admission, metrics)
     health_servicer: Any = health.aio.HealthServicer()  # type: ignore[attr-defined,unused-ignore]
     grpc_server = grpc.aio.server(
         options=[
@@ -76,6 +79,7 @@ async def build(config: ServerConfig) -> App:
         lifecycle=lifecycle,
         admission=admission,
         completer=completer,
+        metrics=metrics,
         health=health_servicer,
         grpc_server=grpc_server,
     )
@@ -84,15 +88,24 @@ async def build(config: ServerConfig) -> App:
 
 
 async def start(app: App) -> int:
-    """Open the port and return its number; raises StartError when it is taken or the host is unknown."""
+    """Open the ports and return gRPC's; raises StartError when one is taken or the host is unknown."""
     host, port = app.config.host, app.config.grpc_port
-    _check_address(host, port)
+    _check_address(host, port, "choose another with --grpc-port (0 takes a free one)")
+    if app.config.metrics_port:
+        _check_address(host, app.config.metrics_port, "choose another with --set server.metrics_port=N (0: none)")
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         bound_port = app.grpc_server.add_insecure_port(address)
     except RuntimeError as error:
         raise StartError(f"cannot listen on {address}: {error}; choose another host or port") from None
     await app.grpc_server.start()
+    if app.config.metrics_port:
+        try:
+            app.metrics.open(host, app.config.metrics_port)
+        except OSError as error:  # taken since the check
+            raise StartError(
+                f"cannot serve metrics on {host}:{app.config.metrics_port}: {error}; choose another port"
+            ) from None
     return int(bound_port)
 
 
@@ -111,6 +124,7 @@ async def stop(app: App, *, drain_s: float) -> bool:
     if engine is not None:
         await asyncio.to_thread(engine.close, timeout_s=0.0)
     await app.grpc_server.stop(grace=LAST_WORDS_S)
+    await asyncio.to_thread(app.metrics.close)
     return is_drained
 
 
@@ -135,6 +149,8 @@ async def run(
         if port_file is not None:
             _write_port(port_file, port)
         report(f"listening on {config.host}:{port}")
+        if config.metrics_port:
+            report(f"metrics on http://{config.host}:{config.metrics_port}/metrics")
         if await _load_and_open(app, load, report, stopping):
             report("serving")
             watching = asyncio.create_task(_watch_engine(app.lifecycle))
@@ -225,7 +241,7 @@ def _handle_signals(stopping: asyncio.Event, report: Report) -> None:
         loop.add_signal_handler(number, on_signal, number)
 
 
-def _check_address(host: str, port: int) -> None:
+def _check_address(host: str, port: int, remedy: str) -> None:
     """Bind and release, because gRPC's own error does not say what is wrong."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -240,7 +256,7 @@ def _check_address(host: str, port: int) -> None:
             except OSError as error:
                 raise StartError(
                     f"cannot listen on {host}:{port}: {error.strerror or error}; expected a free port of this machine; "
-                    "stop what uses it, or choose another with --grpc-port (0 takes a free one)"
+                    f"stop what uses it, or {remedy}"
                 ) from None
 
 

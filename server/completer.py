@@ -7,6 +7,7 @@ event loop.
 
 import asyncio
 import itertools
+import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import suppress
@@ -19,6 +20,8 @@ from server.admission import Admission
 from server.config import ServerConfig
 from server.errors import CompletionFailedError, DeadlineError, RequestCancelledError, UnavailableError
 from server.lifecycle import Lifecycle
+from server.metrics import Metrics
+from server.pace import Pace
 from server.prompt import build_request
 from server.types import CompletionRequest
 
@@ -26,10 +29,11 @@ from server.types import CompletionRequest
 class Completer:
     """Serves requests, many at once. Used from the event loop's thread only."""
 
-    def __init__(self, config: ServerConfig, lifecycle: Lifecycle, admission: Admission) -> None:
+    def __init__(self, config: ServerConfig, lifecycle: Lifecycle, admission: Admission, metrics: Metrics) -> None:
         self._config = config
         self._lifecycle = lifecycle
         self._admission = admission
+        self._metrics = metrics
         self._serial = itertools.count()
 
     async def complete(self, request: CompletionRequest, *, deadline_s: float | None) -> AsyncGenerator[Output, None]:
@@ -44,18 +48,23 @@ class Completer:
         name = request.request_id or uuid.uuid4().hex
         engine_id = f"{name}#{next(self._serial)}"  # two clients may choose the same name; the engine's ids are unique
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + allowed_s
+        arrived = loop.time()
+        deadline = arrived + allowed_s
         outputs: asyncio.Queue[Output] = asyncio.Queue()
 
-        def sink(output: Output) -> None:
+        def hand_on(output: Output) -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody listens, and the engine must not be disturbed
                 loop.call_soon_threadsafe(outputs.put_nowait, output)
 
+        interval_s = 0.0 if request.is_fresh else self._config.chunk_interval_s  # an oracle is asked for every token
+        pace = Pace(hand_on, interval_s=interval_s, clock=time.monotonic)
+
         def submit() -> None:
-            engine.submit(build_request(request, request_id=engine_id, sampling=sampling, config=self._config), sink)
+            sent = build_request(request, request_id=engine_id, sampling=sampling, config=self._config)
+            engine.submit(sent, pace.take)
 
         with self._admission.place():
-            is_ended = False
+            is_begun = is_ended = False
             submitted = loop.run_in_executor(None, submit)  # encoding a long text takes milliseconds
             try:
                 await self._wait_for(submitted)
@@ -69,6 +78,9 @@ class Completer:
                         ) from None
                     is_ended = output.finish is not None
                     self._raise_unless_answer(output)
+                    if not is_begun:
+                        self._metrics.observe_first_token(loop.time() - arrived)
+                        is_begun = True
                     yield msgspec.structs.replace(output, request_id=name)
             finally:
                 if not is_ended:

@@ -10,6 +10,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Address to listen on. There is no authentication yet: other than loopback only inside a trusted network."""
     grpc_port: int = 50051
     """Port to listen on; 0 takes a free one, which is printed."""
+    metrics_port: int = 0
+    """Port of the metrics for Prometheus, over HTTP on the same host; 0: none."""
     max_in_flight: int = 256
     """Requests that may run or wait at once; one more is refused with a hint when to try again."""
     max_message_bytes: int = 4 * 1024 * 1024
@@ -24,6 +26,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Largest limit of new tokens that a request may name."""
     default_deadline_s: float = 60.0
     """Seconds that a request may take when it brings no deadline of its own."""
+    chunk_interval_s: float = 0.05
+    """Least seconds between two chunks of one answer, after its first text and its first whole line; 0: a chunk for
+    every token."""
     drain_s: float = 10.0
     """Seconds that running requests get to end after the signal to stop."""
     before_lines: int = 256
@@ -41,14 +46,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def __post_init__(self) -> None:
         """Refuse values that cannot hold, with ValueError; msgspec adds the path of the section."""
-        if not 0 <= self.grpc_port <= 65_535:
-            raise ValueError(f"grpc_port is {self.grpc_port}; expected 0 (any free port) to 65535")
+        for name, zero in (("grpc_port", "any free port"), ("metrics_port", "none")):
+            if not 0 <= getattr(self, name) <= 65_535:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 ({zero}) to 65535")
         for name in _POSITIVE:
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise ValueError(f"{name} is {value}; expected a number above 0")
-        if not 0 <= self.drain_s < float("inf"):
-            raise ValueError(f"drain_s is {self.drain_s}; expected 0 or more seconds")
+        for name in ("drain_s", "chunk_interval_s"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more seconds")
         for chars in ("before_chars", "after_chars"):
             if getattr(self, chars) < 2 * self.step_chars:  # else the edge could lie in the text being typed
                 raise ValueError(

@@ -60,11 +60,12 @@ def make_benches(
 ) -> list[Bench]:
     """Build an engine per shape. Nothing stops a sequence early: stop tokens are switched off.
 
-    `shapes` names them, None is the starter model; `choices` are fields of the engine's configuration.
+    `shapes` names them, None is the starter model; `choices` are fields of the engine's configuration. Drafts are off
+    unless chosen, so that a step is one token.
     """
     tokenizer = Tokenizer.from_directory(STARTER)
     template = msgspec.structs.replace(FimTemplate.detect(tokenizer), stop_ids=())
-    config = EngineConfig(num_slots=16, **choices)
+    config = EngineConfig(num_slots=16, **{"drafts": False} | choices)
     benches = []
     for name, shape in (shapes or {"starter": None, "110m": SHAPE_110M}).items():
         model = shape or read_model_config(STARTER)

@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -32,6 +33,8 @@ def test_it_serves_inside_the_block_and_is_gone_after_it() -> None:
     with OwnServer(COUNTING_SERVER, on_progress=lines.append) as server:
         with Client(server.address) as client:
             assert client.complete("7", max_tokens=2).text == "8 9 "
+        with urlopen(f"{server.metrics_url}/metrics") as page:
+            assert b"cloudcomplete_requests_finished_total 1.0" in page.read()
         assert is_running(server.pid)
     assert not is_running(server.pid)
     assert lines[0].startswith("listening on 127.0.0.1:")

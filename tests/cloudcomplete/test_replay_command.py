@@ -21,6 +21,7 @@ from tests.loadtest.timed_dialect import Answer, TimedDialect
 from tests.loadtest.virtual_time import run_virtual
 from tests.server.counting_engine import CountingEngine
 from tests.server.in_process_server import InProcessServer
+from tests.server.test_metrics import free_port
 
 COUNTING_SERVER = [sys.executable, str(Path(__file__).parents[1] / "server" / "counting_server.py")]
 
@@ -74,7 +75,21 @@ def test_without_a_server_one_is_started_and_stopped(
     monkeypatch.setattr(own_server, "serve_command", lambda: COUNTING_SERVER)
     done = shell("replay", trace, "--keystrokes", 3, "--speed", 20)
     assert (done.code, done.err) == (0, "")
-    assert table(done.out)["keystrokes"] == "3"
+    shown = table(done.out)
+    assert shown["keystrokes"] == "3"
+    assert float(shown["tokens_computed_per_keystroke"]) >= 1
+
+
+def test_what_cancelled_answers_cost_is_read_from_the_servers_metrics(shell: Shell, trace: Path) -> None:
+    engine, port = CountingEngine(is_gated=True), free_port()
+    url = f"http://127.0.0.1:{port}"
+    with InProcessServer(engine, metrics_port=port) as server:
+        done = shell("replay", trace, "--server", server.address, "--metrics", url, "--speed", 20)
+    assert done.code == 1  # no keystroke was answered
+    shown = table(done.out)
+    assert shown["cancelled_share"] == "1"
+    assert float(shown["tokens_computed_per_keystroke"]) == pytest.approx(1.0)  # each adds a character to the last
+    assert done.err == ("cloudcomplete: none of 17 keystrokes was answered; all were cancelled before any text came\n")
 
 
 def test_the_editors_cache_can_be_put_in_front(shell: Shell, tmp_path: Path, address: str) -> None:
@@ -210,6 +225,7 @@ def test_wrong_usage_is_one_line_and_code_2(shell: Shell, trace: Path, options: 
     [
         (("--json", "{trace}/out"), "cannot write the results to {trace}/out: Not a directory; "),
         (("--plots", "{trace}"), "cannot write files to {trace}: File exists; "),
+        (("--server", "127.0.0.1:1", "--metrics", "h:1"), "the metrics' address is 'h:1'; expected http://HOST:PORT"),
         (("--server", "nowhere"), "the server address is 'nowhere'; expected HOST:PORT"),
         (("--server", "http://h:1"), "the server address is 'http://h:1'; grpc expected HOST:PORT"),
         (

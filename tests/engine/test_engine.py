@@ -186,6 +186,22 @@ def test_cancelled_work_stays_valid_kv(engine, tokenizer, template, ascii_ids) -
     assert recorder.text == expected_text(two, tokenizer, template, ascii_ids)
 
 
+def test_what_the_device_ran_over_is_counted_as_it_happens_whatever_becomes_of_it(engine, runner) -> None:
+    for name, steps in (("in its prompt", 1), ("while writing", 5), ("to its end", 100)):
+        recorder = submit(engine, request(name, "x = 1\n" * 12, max_tokens=9))
+        before, ran_before = engine.stats().num_computed_tokens, runner.computed_tokens
+        for _ in range(steps):
+            engine.step()
+        counted = engine.stats().num_computed_tokens - before
+        engine.cancel(name)
+        run_until_idle(engine)
+        num_generated = recorder.finish.usage.num_generated_tokens
+        # The last token that was chosen has not been run over.
+        assert counted == runner.computed_tokens - ran_before + (num_generated > 0) > 0
+        assert counted == engine.stats().num_computed_tokens - before
+    assert num_generated == 9
+
+
 def test_a_full_queue_refuses_and_says_when_to_come_back(make_engine) -> None:
     engine = make_engine(num_slots=1, max_waiting=2)
     recorders = [submit(engine, request(str(i))) for i in range(3)]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cloudcomplete.own_server import OwnServer
+from loadtest.counters import CounterSource
 from server.client import AsyncClient, Client
 from server.errors import DeadlineError, InvalidRequestError
 
@@ -21,9 +22,14 @@ BEFORE, AFTER = SOURCE[:AT], SOURCE[AT:]
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def server() -> Iterator[OwnServer]:
     with OwnServer() as server:
-        yield server.address
+        yield server
+
+
+@pytest.fixture(scope="module")
+def address(server: OwnServer) -> str:
+    return server.address
 
 
 @pytest.fixture
@@ -61,6 +67,21 @@ def test_typing_on_reuses_almost_all_of_the_prompt(client: Client) -> None:
     client.complete(BEFORE, AFTER, path=path, max_tokens=4)
     usage = client.complete(BEFORE + ".get", AFTER, path=path, max_tokens=4).usage
     assert usage.num_reused_tokens >= usage.num_prompt_tokens - 8
+
+
+def test_the_servers_counters_are_the_sum_of_what_answers_tell_and_of_what_was_given_up(
+    client: Client, server: OwnServer
+) -> None:
+    source = CounterSource(server.metrics_url)
+    before = asyncio.run(source.read_idle())
+    usages = [client.complete(BEFORE[:at], AFTER, max_tokens=8).usage for at in (300, 304, 1000)]
+    told = sum(each.num_prompt_tokens - each.num_reused_tokens + each.num_generated_tokens for each in usages)
+    between = asyncio.run(source.read_idle())
+    assert between.num_computed_tokens - before.num_computed_tokens == told
+    with client.stream(BEFORE[:600], AFTER, max_tokens=500) as stream:
+        next(stream)
+    after = asyncio.run(source.read_idle())
+    assert 0 < after.num_computed_tokens - between.num_computed_tokens < len(BEFORE) + len(AFTER) + 500
 
 
 def test_more_requests_than_slots_are_all_served(client: Client) -> None:

@@ -10,19 +10,31 @@ from typing import Any, Self
 
 
 def event(content: str, **more: Any) -> bytes:
-    """Return one line of a streamed answer, as the server writes it."""
-    return b"data: " + json.dumps({"index": 0, "content": content, "stop": False} | more).encode() + b"\n\n"
+    """Return one line of a streamed answer, as the server writes it (seen of llama.cpp's build of 0.3.36's package).
+
+    The slot is -1 in every event but the last, whichever was asked for.
+    """
+    fields = {"index": 0, "content": content, "tokens": [7] if content else [], "stop": False, "id_slot": -1}
+    return b"data: " + json.dumps(fields | {"tokens_predicted": 1, "tokens_evaluated": 100} | more).encode() + b"\n\n"
 
 
 FINAL = event(
     "",
     stop=True,
+    id_slot=0,
+    model="models/starter.gguf",
+    generation_settings={"n_predict": 64, "stream": True},
+    prompt="<|fim_prefix|>…",
+    has_new_line=True,
+    truncated=False,
     stop_type="eos",
-    tokens_evaluated=100,
+    stopping_word="",
     tokens_predicted=5,
     tokens_cached=104,
-    timings={"prompt_n": 12, "predicted_n": 5},
+    timings={"cache_n": 88, "prompt_n": 12, "prompt_ms": 7.4, "predicted_n": 5, "predicted_ms": 10.5},
 )
+PING = b":\n\n"
+"""What the server sends while a client waits long."""
 
 
 def streamed(*parts: bytes) -> list[bytes]:
@@ -82,7 +94,7 @@ class LlamaDouble:
         if page == "infill":
             self.bodies.append(json.loads(body))
         try:
-            for part in self.pages[page]:
+            for part in self.answer(page):
                 writer.write(part)
                 await writer.drain()
                 await asyncio.sleep(0)
@@ -93,6 +105,10 @@ class LlamaDouble:
             self.is_ended_by_client.set()
         finally:
             await self.end(writer)
+
+    def answer(self, page: str) -> Sequence[bytes]:
+        """Return what is sent for a page, part by part."""
+        return self.pages[page]
 
     async def end(self, writer: asyncio.StreamWriter) -> None:
         """End a connection as a server does that has said everything."""

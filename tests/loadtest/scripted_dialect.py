@@ -28,6 +28,7 @@ class ScriptedDialect:
         self.num_running = 0
         self.most_running = 0
         self.is_open = False
+        self.is_there = True
 
     async def __aenter__(self) -> Self:
         self.is_open = True
@@ -35,6 +36,9 @@ class ScriptedDialect:
 
     async def __aexit__(self, *_: object) -> None:
         self.is_open = False
+
+    async def is_alive(self) -> bool:
+        return self.is_there
 
     async def complete(self, query: Query, *, deadline_s: float, on_text: TextSink = ignore_text) -> Reply:
         self.queries.append(query)

@@ -130,3 +130,16 @@ def test_an_answer_without_all_counts_has_no_cost_and_one_without_a_model_none()
     assert Reply(num_prompt_tokens=3, num_reused_tokens=1).num_computed_tokens is None
     assert Reply(num_prompt_tokens=3, num_reused_tokens=1, num_generated_tokens=2).num_computed_tokens == 4
     assert Reply(is_from_model=False).num_computed_tokens == 0
+
+
+def test_a_server_that_is_there_is_alive() -> None:
+    async def is_alive(address: str) -> bool:
+        dialect = GrpcDialect(address)
+        try:
+            return await dialect.is_alive()
+        finally:
+            await dialect.__aexit__()
+
+    with InProcessServer(CountingEngine()) as server:
+        assert asyncio.run(is_alive(server.address))
+    assert not asyncio.run(is_alive(server.address))

@@ -10,7 +10,7 @@ from engine.types import ContextChunk
 from loadtest.dialects import OPEN_TIMEOUT_S, Query, Reply
 from loadtest.errors import DialectError
 from loadtest.llama_infill import LINES_ABOVE, LINES_BELOW, LlamaInfill, Place, place_of
-from tests.loadtest.llama_double import FINAL, LlamaDouble, ResettingDouble, event, streamed, whole
+from tests.loadtest.llama_double import FINAL, PING, LlamaDouble, ResettingDouble, event, streamed, whole
 
 QUERY = Query(before="def f():\n    ret", after="\n\nf()\n", max_tokens=9)
 
@@ -56,8 +56,26 @@ def test_events_may_be_cut_anywhere_and_come_many_at_once() -> None:
         assert (reply.text, reply.error) == ("é\N{GRINNING FACE} 1", None)
 
 
+def test_a_sign_of_life_is_no_text() -> None:
+    reply, shown = ask(lambda: LlamaDouble(streamed(PING, event("a"), PING, FINAL)))
+    assert (reply.text, shown, reply.error) == ("a", ["a"], None)
+
+
+def test_a_server_that_answers_for_its_health_is_alive() -> None:
+    async def run(*, hangs: str) -> bool:
+        async with LlamaDouble(hangs=hangs) as double:
+            if hangs:
+                double.pages["health"] = []
+            return await LlamaInfill(double.address).is_alive()
+
+    assert asyncio.run(run(hangs=""))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loadtest.llama_infill.OPEN_TIMEOUT_S", 0.05)
+        assert not asyncio.run(run(hangs="health"))
+
+
 def test_a_server_that_does_not_count_has_no_counts() -> None:
-    reply, _ = ask(lambda: LlamaDouble(streamed(event("a"), event("", stop=True))))
+    reply, _ = ask(lambda: LlamaDouble(streamed(event("a"), b'data: {"content": "", "stop": true}\n\n')))
     assert (reply.num_prompt_tokens, reply.num_reused_tokens, reply.num_computed_tokens) == (None, None, None)
 
 
@@ -112,6 +130,11 @@ def test_the_window_is_the_plugins(before: str, after: str, place: Place) -> Non
     ("answer", "kind", "message"),
     [
         (whole("503 Service Unavailable", b'{"error":{"message":"Loading model"}}'), "busy", "HTTP status 503: {"),
+        (
+            whole("400 Bad Request", b'{"error":{"code":400,"message":"request (2051 tokens) exceeds the available'),
+            "refused",
+            'HTTP status 400: {"error":{"code":400,"message":"request (2051 tokens) exceeds the available',
+        ),
         (whole("501 Not Implemented", b"Infill is not supported"), "refused", "HTTP status 501: Infill is not supp"),
         (whole("500 Internal Server Error", b""), "refused", "HTTP status 500: no reason given"),
         (streamed(b"data: {not json}\n\n"), "malformed", "cannot read the event 'data: {not json}': JSON is malformed"),

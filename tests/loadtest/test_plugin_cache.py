@@ -184,3 +184,10 @@ def test_it_answers_as_the_plugins_do(asked: list[tuple[str, str, str]]) -> None
             plugin.store(place.above + place.head, place.after, text)
         else:
             assert reply.text == expected
+
+
+def test_whether_the_server_is_alive_is_the_servers_matter() -> None:
+    cache, dialect = cache_of("text")
+    assert run_virtual(cache.is_alive())
+    dialect.is_there = False
+    assert not run_virtual(cache.is_alive())

@@ -8,7 +8,7 @@ import pytest
 from loadtest.dialects import Query, Reply
 from loadtest.editing_trace import EditingTrace, Patch
 from loadtest.outcomes import summarise
-from loadtest.replay import LOST_AFTER, Replay, ReplaySettings
+from loadtest.replay import LOST_AFTER, SILENCE_S, Replay, ReplaySettings
 from loadtest.verification import Verification
 from tests.loadtest.handmade_trace import trace_of, typed
 from tests.loadtest.timed_dialect import Answer, TimedDialect
@@ -147,6 +147,42 @@ def test_a_server_that_dies_ends_the_replay_early_with_what_was_done() -> None:
     assert replay.given_up == f"{LOST_AFTER} answers in a row were lost; the last: nobody there"
     assert len(replay.outcomes) == len(dialect.asked) == 20 + LOST_AFTER
     assert summarise(replay.outcomes, users=1)["errors"] == LOST_AFTER
+
+
+def hanging_after(num_answered: int, *, is_there: bool, gap_s: float = 0.2, keystrokes: int = 200) -> Replay:
+    """Replay against a server that says nothing any more; `is_there` says whether it still answers for its health."""
+    never = writes("text", first_s=1e6, whole_s=2e6)
+    replay = Replay(trace_of(typed("x" * keystrokes, gap_s=gap_s)), ReplaySettings())
+    dialect = TimedDialect(lambda query: writes("text") if len(query.before) <= num_answered else never)
+    dialect.is_there = is_there
+    run_virtual(replay.run(dialect))
+    return replay
+
+
+def test_a_server_that_hangs_while_keystrokes_cancel_each_other_ends_the_replay() -> None:
+    replay = hanging_after(20, is_there=False)
+    assert replay.given_up.endswith(" s, and the server does not answer for its health")
+    assert SILENCE_S <= len(replay.outcomes) * 0.2 - 20 * 0.2 <= 2 * SILENCE_S
+
+
+def test_a_slow_server_that_answers_for_its_health_is_measured_to_the_end() -> None:
+    replay = hanging_after(20, is_there=True)
+    assert (replay.given_up, len(replay.outcomes)) == ("", 200)
+
+
+def test_a_server_that_hangs_near_the_end_is_noticed_there() -> None:
+    assert hanging_after(8, is_there=False, keystrokes=10).given_up
+    assert not hanging_after(10, is_there=False, keystrokes=10).given_up
+
+
+def test_the_hash_of_what_was_asked_follows_text_time_and_user() -> None:
+    def digest(typing: str, gap_s: float, **settings: object) -> str:
+        return replay_of(trace_of(typed(typing, gap_s=gap_s)), writes("text"), **settings)[0].requests_digest()
+
+    digests = [digest("abcd", 1.0), digest("abcx", 1.0), digest("abcd", 2.0), digest("abcd", 1.0, max_tokens=3)]
+    assert len(set(digests)) == 4
+    assert digest("abcd", 2.0, users=3) == digest("abcd", 2.0, users=3) != digest("abcd", 2.0)
+    assert digest("abcd", 2.0, speed=2.0, users=3) != digest("abcd", 2.0, users=3)
 
 
 def test_a_dead_server_ends_all_users_at_once() -> None:

@@ -47,9 +47,30 @@ def test_a_replay_that_ended_early_is_partial_and_says_why() -> None:
     assert result.notes[0] == "not typed: 14 of 20 keystrokes; 5 answers in a row were lost; the last: nobody there"
     assert "error, lost: 5 x nobody there" in result.notes
     assert "first_text: 5 keystrokes never got any; they count as longer than all others" in result.notes
+    assert "tokens_computed_per_ended_answer: of 0 answers that ended and told" in result.notes
+
+
+def test_what_keystrokes_cost_is_the_servers_word_for_all_that_was_asked_or_nothing() -> None:
+    replay, _ = replayed(text_after(0.1, num_prompt_tokens=8, num_reused_tokens=6, num_generated_tokens=2))
+    silent = replay_report.assemble(replay, None, command="")
+    assert silent.headline["tokens_computed_per_keystroke"] is None
+    assert silent.headline["tokens_computed_per_ended_answer"] == 4
     assert (
-        "tokens_computed_per_keystroke: of the 0 keystrokes whose answer ended; the others do not tell" in result.notes
+        "tokens_computed_per_keystroke: not measured; no metrics of the server to read; see --metrics" in silent.notes
     )
+    replay.computed_tokens.count = 130
+    told = replay_report.assemble(replay, None, command="")
+    assert told.headline["tokens_computed_per_keystroke"] == 130 / 20
+    assert not any(note.startswith("tokens_computed_per_keystroke") for note in told.notes)
+
+
+def test_what_was_asked_is_told_as_a_hash() -> None:
+    notes = [
+        replay_report.assemble(replayed(answer, keystrokes=4, users=2, seed=seed)[0], None, command="").notes[-1]
+        for answer, seed in ((text_after(0.1), 1), (text_after(3.0), 1), (text_after(0.1), 2))
+    ]
+    assert notes[0].startswith("requests: 8 issued, SHA-256 of what and when ")
+    assert notes[0] == notes[1] != notes[2]
 
 
 def test_many_users_and_many_kinds_of_errors_are_named_in_part() -> None:

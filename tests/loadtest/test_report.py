@@ -14,6 +14,7 @@ from loadtest.report import (
     check_writable,
     compare,
     describe,
+    error_notes,
     format_number,
     make_directory,
     read_result,
@@ -172,3 +173,11 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     make_directory(tmp_path / "a" / "b")
     with pytest.raises(ReportError, match=r"cannot write files to .*: File exists; expected a writable place"):
         make_directory(tmp_path / "file")
+
+
+def test_errors_are_told_by_how_often_they_came_and_the_rare_ones_counted() -> None:
+    errors = [("lost", "gone")] * 3 + [("busy", "gone")] + [("busy", f"full {i}") for i in range(5)]
+    notes = error_notes(errors)
+    assert notes[:2] == ["error, lost: 3 x gone", "error, busy: 1 x gone"]
+    assert notes[5:] == ["errors of 2 more kinds"]
+    assert error_notes([]) == []

@@ -24,12 +24,16 @@ class TimedDialect:
         self._answer = answer
         self.asked: list[tuple[float, Query]] = []
         self.cancelled: list[tuple[float, Query]] = []
+        self.is_there = True
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         pass
+
+    async def is_alive(self) -> bool:
+        return self.is_there
 
     async def complete(self, query: Query, *, deadline_s: float, on_text: TextSink = ignore_text) -> Reply:
         loop = asyncio.get_running_loop()

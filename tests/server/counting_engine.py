@@ -49,6 +49,7 @@ class CountingEngine:
         self._running: dict[str, _Sequence] = {}
         self._waiting: deque[_Sequence] = deque()
         self._last_prompt = ""
+        self._num_tokens = {"prompt": 0, "reused": 0, "generated": 0, "computed": 0}
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="counting-engine", daemon=True)
         self._thread.start()
@@ -75,6 +76,7 @@ class CountingEngine:
             self._last_prompt = prompt
             self.seen.append(request)
             self._waiting.append(_Sequence(request, sink, num_reused))
+            self._num_tokens["computed"] += len(prompt) - num_reused
             self._admit()
             self._changed.notify_all()
 
@@ -88,8 +90,19 @@ class CountingEngine:
 
     def stats(self) -> EngineStats:
         with self._changed:
+            states = list(self.ends.values())
             return EngineStats(
-                num_slots=self._num_slots, num_running=len(self._running), num_waiting=len(self._waiting)
+                num_slots=self._num_slots,
+                num_running=len(self._running),
+                num_waiting=len(self._waiting),
+                kv_usage=len(self._running) / self._num_slots,
+                num_finished=states.count("finished"),
+                num_cancelled=states.count("cancelled"),
+                num_failed=states.count("failed"),
+                num_prompt_tokens=self._num_tokens["prompt"],
+                num_reused_tokens=self._num_tokens["reused"],
+                num_generated_tokens=self._num_tokens["generated"],
+                num_computed_tokens=self._num_tokens["computed"],
             )
 
     def close(self, *, timeout_s: float) -> None:
@@ -152,6 +165,7 @@ class CountingEngine:
             whole = expected_text(request.before, sequence.num_tokens + 1)
             new = whole[len(sequence.text) :]
             sequence.num_tokens += 1
+            self._num_tokens["computed"] += 1
             ends = [at for stop in request.sampling.stop if (at := whole.find(stop)) >= 0]
             if ends:
                 self._end(sequence, "finished", "stop", text=whole[len(sequence.text) : min(ends)])
@@ -176,5 +190,8 @@ class CountingEngine:
             first_token_s=0.5,
             total_s=0.75,
         )
+        self._num_tokens["prompt"] += usage.num_prompt_tokens
+        self._num_tokens["reused"] += usage.num_reused_tokens
+        self._num_tokens["generated"] += usage.num_generated_tokens
         finish = Finish(state=state, reason=reason, usage=usage, error=error)
         sequence.sink(Output(request_id=request.request_id, text=text, finish=finish))

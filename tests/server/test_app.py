@@ -117,7 +117,7 @@ def test_two_servers_never_share_a_port() -> None:
 
 
 def test_a_port_that_is_taken_at_the_last_moment_is_refused_by_grpc_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_check_address", lambda host, port: None)
+    monkeypatch.setattr(app, "_check_address", lambda host, port, remedy: None)
     engine = CountingEngine()
     with InProcessServer(engine) as first, pytest.raises(StartError) as raised:
         InProcessServer(engine, grpc_port=int(first.address.split(":")[1])).__enter__()
@@ -156,7 +156,10 @@ def test_a_request_during_loading_is_told_how_far_it_is_and_then_served(tmp_path
 
 
 def test_the_first_signal_lets_running_streams_end_and_leaves_with_code_0(tmp_path: Path) -> None:
-    with counting_server(tmp_path) as (process, address), Client(address) as client:
+    with (
+        counting_server(tmp_path, "--set", "server.chunk_interval_s=0") as (process, address),
+        Client(address) as client,
+    ):
         client.wait_until_serving(timeout_s=WAIT_S)
         stream = client.stream("7", max_tokens=1000)
         texts = [next(stream)]

@@ -22,6 +22,7 @@ from server.errors import (
     UnavailableError,
 )
 from server.lifecycle import Lifecycle
+from server.metrics import Metrics
 from server.types import CompletionRequest, SamplingOptions
 from tests.server.counting_engine import CountingEngine, expected_text
 
@@ -35,7 +36,7 @@ class Rig:
         self.lifecycle = Lifecycle()
         self.lifecycle.open(engine)
         self.admission = Admission(config)
-        self.completer = Completer(config, self.lifecycle, self.admission)
+        self.completer = Completer(config, self.lifecycle, self.admission, Metrics(self.lifecycle, self.admission))
 
     def ask(
         self, before: str = "7", *, max_tokens: int = 3, deadline_s: float | None = None, request_id: str = ""
@@ -65,7 +66,7 @@ def play(
     engine = CountingEngine(is_gated=is_gated, num_slots=num_slots, max_waiting=max_waiting)
 
     async def run() -> None:
-        rig = Rig(engine, config or ServerConfig())
+        rig = Rig(engine, config or ServerConfig(chunk_interval_s=0.0))
         await scenario(rig)
         await rig.on_thread(engine.wait_until_empty)
         assert rig.admission.num_in_flight == 0

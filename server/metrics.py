@@ -1,0 +1,91 @@
+"""Metrics for Prometheus, over HTTP on a port of their own: what the engine counts, and how soon texts begin.
+
+The suffixes are those that dashboards for inference servers already know. Counters of tokens come from the engine when
+somebody asks for them, so they cost a request nothing. Knows no gRPC. `Metrics.open` listens on a thread of its own.
+"""
+
+from collections.abc import Iterator
+from threading import Thread
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from engine.types import EngineStats
+from server.admission import Admission
+from server.lifecycle import Lifecycle
+
+PREFIX = "cloudcomplete_"
+FIRST_TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Metrics:
+    """The metrics of one server."""
+
+    def __init__(self, lifecycle: Lifecycle, admission: Admission) -> None:
+        """Read the engine from `lifecycle` once it is there; before, its counters are 0."""
+        self._registry = CollectorRegistry()
+        self._registry.register(_Counts(lifecycle, admission))
+        self._first_token = Histogram(
+            f"{PREFIX}time_to_first_token_seconds",
+            "From a request's arrival to its first text, or to its end without any",
+            buckets=FIRST_TOKEN_BUCKETS_S,
+            registry=self._registry,
+        )
+        self._serving: tuple[Any, Thread] | None = None
+
+    def observe_first_token(self, seconds: float) -> None:
+        """Count one request's time to its first token."""
+        self._first_token.observe(seconds)
+
+    def open(self, host: str, port: int) -> int:
+        """Serve from now on and return the port; raises OSError. The thread ends with the process, or by `close`."""
+        server, thread = start_http_server(port, host, registry=self._registry)
+        self._serving = server, thread
+        return int(server.server_port)
+
+    def close(self) -> None:
+        """Stop serving; blocks for up to half a second. Harmless when nothing is served."""
+        if self._serving is not None:
+            server, thread = self._serving
+            server.shutdown()
+            thread.join()
+            server.server_close()
+            self._serving = None
+
+
+class _Counts(Collector):
+    def __init__(self, lifecycle: Lifecycle, admission: Admission) -> None:
+        self._lifecycle = lifecycle
+        self._admission = admission
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield everything as it is now; called on the threads that answer."""
+        engine = self._lifecycle.opened_engine
+        stats = EngineStats() if engine is None else engine.stats()
+        num_rejected = stats.num_rejected + self._admission.num_rejected
+        for name, what, value in (
+            ("num_requests_running", "Requests that the engine works on", stats.num_running),
+            ("num_requests_waiting", "Requests that wait for a slot", stats.num_waiting),
+            ("num_requests_in_flight", "Requests admitted and not yet ended", self._admission.num_in_flight),
+            ("kv_cache_usage_perc", "Share of the KV slots in use, 0 to 1", stats.kv_usage),
+        ):
+            yield GaugeMetricFamily(PREFIX + name, what, value)
+        for name, what, value in (
+            ("requests_finished", "Requests that got their answer", stats.num_finished),
+            ("requests_cancelled", "Requests that their client gave up", stats.num_cancelled),
+            ("requests_failed", "Requests that broke on this side", stats.num_failed),
+            ("requests_rejected", "Requests for which there was no room", num_rejected),
+            ("prefix_cache_queries", "Prompt tokens of ended requests", stats.num_prompt_tokens),
+            ("prefix_cache_hits", "Those whose KV was already there", stats.num_reused_tokens),
+            ("generation_tokens", "Tokens generated for ended requests", stats.num_generated_tokens),
+            (
+                "computed_tokens",
+                "Tokens the model ran over, of prompts and generated, counted as they happen, for all requests",
+                stats.num_computed_tokens,
+            ),
+            ("steps", "Rounds of the engine", stats.num_steps),
+            ("recompiles", "Programs compiled after warm-up; anything but 0 is a defect", stats.num_recompiles),
+        ):
+            yield CounterMetricFamily(PREFIX + name, what, value)
