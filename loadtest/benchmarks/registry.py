@@ -6,7 +6,19 @@ from typing import Any, Protocol
 import msgspec
 
 from loadtest import report
-from loadtest.benchmarks import attention, decode, dispatch, drafts, int8, keystroke, layout, prefill, products, stall
+from loadtest.benchmarks import (
+    attention,
+    decode,
+    dispatch,
+    drafts,
+    int8,
+    keystroke,
+    layout,
+    peers,
+    prefill,
+    products,
+    stall,
+)
 from loadtest.benchmarks.machine import describe_devices
 
 
@@ -39,6 +51,7 @@ BENCHMARKS = {
         Benchmark(name="int8", summary="int8 weights over float32: speed of steps and prompts", measure=int8.measure),
         Benchmark(name="keystroke", summary="one more character on a long prompt", measure=keystroke.measure),
         Benchmark(name="layout", summary="prompt tokens that a typed character costs", measure=layout.measure),
+        Benchmark(name="peers", summary="beside llama.cpp and transformers (docs/peers.md)", measure=peers.measure),
         Benchmark(name="prefill", summary="prompt tokens per second", measure=prefill.measure),
         Benchmark(name="products", summary="products with weights in every form", measure=products.measure),
         Benchmark(name="stall", summary="a long prompt beside running sequences", measure=stall.measure),

@@ -56,25 +56,25 @@ class Bench(NamedTuple):
 
 
 def make_benches(
-    on_progress: Callable[[str], None], shapes: Mapping[str, ModelConfig | None] | None = None, **choices: Any
+    on_progress: Callable[[str], None], shapes: Mapping[str, ModelConfig | Path] | None = None, **choices: Any
 ) -> list[Bench]:
     """Build an engine per shape. Nothing stops a sequence early: stop tokens are switched off.
 
-    `shapes` names them, None is the starter model; `choices` are fields of the engine's configuration. Drafts are off
-    unless chosen, so that a step is one token.
+    `shapes` names them, each a model directory or a shape that gets random weights; `choices` are fields of the engine's
+    configuration. Drafts are off unless chosen, so that a step is one token.
     """
     tokenizer = Tokenizer.from_directory(STARTER)
     template = msgspec.structs.replace(FimTemplate.detect(tokenizer), stop_ids=())
     config = EngineConfig(num_slots=16, **{"drafts": False} | choices)
     benches = []
-    for name, shape in (shapes or {"starter": None, "110m": SHAPE_110M}).items():
-        model = shape or read_model_config(STARTER)
+    for name, shape in (shapes or {"starter": STARTER, "110m": SHAPE_110M}).items():
+        model = read_model_config(shape) if isinstance(shape, Path) else shape
         on_progress(f"{name}: {model.num_parameters / 1e6:.1f} M parameters")
         plan = resolve(config, model)
         paths = choose_engine_paths(config, model, plan)
         dtype = jnp.dtype(plan.dtype)
-        if shape is None:
-            loaded = load_model(STARTER, dtype=dtype, hold=paths.hold)
+        if isinstance(shape, Path):
+            loaded = load_model(shape, dtype=dtype, hold=paths.hold)
         else:
             loaded = random_model(shape, seed=0, dtype=dtype, hold=paths.hold)
         engine = build_engine(loaded, tokenizer, template, config, plan, paths, on_progress=lambda _: None)
