@@ -30,10 +30,8 @@ class Paths(NamedTuple):
     attention: Attention
     form: Form
     """In which form matrices of weights are kept, and so what computes their products."""
-    table_form: Form
-    """The same of a table of embeddings that scores the vocabulary too."""
     lookup_form: Form
-    """The same of a table that is only looked up."""
+    """The same of a table of embeddings that is only looked up; one that scores the vocabulary too has `form`."""
     has_tied_embeddings: bool
     compiler_options: self_test.CompilerOptions
     """What programs are to be compiled with."""
@@ -41,7 +39,7 @@ class Paths(NamedTuple):
     def hold(self, path: ParameterPath, parameter: jax.Array) -> Matrix:
         """Return a parameter in the form chosen for it."""
         if path[-1] == "embedding":
-            return hold(parameter, self.table_form if self.has_tied_embeddings else self.lookup_form, is_table=True)
+            return hold(parameter, self.form if self.has_tied_embeddings else self.lookup_form, is_table=True)
         return hold(parameter, self.form) if path[-1] == "kernel" else parameter
 
 
@@ -72,7 +70,6 @@ def choose_paths(config: EngineConfig, model: ModelConfig, plan: EnginePlan, *, 
         attention_name="xla" if problems["attention"] else "native",
         attention=xla_attention if problems["attention"] else native_attention,
         form=form,
-        table_form=form,
         lookup_form="plain" if not is_int8 else xla_form,
         has_tied_embeddings=model.has_tied_embeddings,
         compiler_options=options,
@@ -137,7 +134,8 @@ def _trusted_xla(form: Form, sizes: self_test.Sizes, directory: Path) -> tuple[F
     unfused = tuple(f"{check} without fusions" for check in checks)
     still = self_test.verdicts(unfused, sizes, library=None, directory=directory)
     for check, problem in problems.items():
-        logger.warning("the path %s of this jaxlib is left: %s", check, problem)
+        if problem:
+            logger.warning("the path %s of this jaxlib is left: %s", check, problem)
     if still["xla without fusions"]:
         raise ConfigError(
             f"XLA computes wrong products on this machine, with and without fusions: {still['xla without fusions']}; "

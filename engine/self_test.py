@@ -36,7 +36,7 @@ WITHOUT_FUSIONS: CompilerOptions = {"xla_cpu_experimental_ynn_fusion_type": ""}
 _ROWS = (1, 7, 100)
 _MOST_OUTPUTS = 576
 """Outputs beyond this, of a vocabulary, only repeat what was checked; the last ones, which fill a panel, are kept."""
-_TIMEOUT_S = 180
+_TIMEOUT_S = 600
 _CRASHES = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT)
 
 

@@ -28,6 +28,8 @@ PANEL = 64
 """Outputs per panel, as in `native/linear.c`."""
 
 _LARGEST = 127
+_SMALLEST = 1e-30
+"""A row smaller than this is taken for zeros: 127 divided by it might be infinite."""
 
 
 @jax.tree_util.register_dataclass
@@ -112,11 +114,11 @@ _HOLD: dict[Form, Callable[[jax.Array, bool], Matrix]] = {
 def quantise_rows(x: Float[Array, "R I"]) -> tuple[Int[Array, "R I"], Float[Array, "R"]]:
     """Return the int8 values and float32 scales of rows, each by its own largest value.
 
-    A row that is not finite throughout has the scale NaN, and a row of zeros the scale 0.
+    A row that is not finite throughout has the scale NaN, and a row of zeros has values 0.
     """
     x = x.astype(jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=1)
-    is_usable = jnp.isfinite(largest) & (largest > 0)
+    is_usable = jnp.isfinite(largest) & (largest >= _SMALLEST)
     inverse = jnp.where(is_usable, _LARGEST / jnp.where(is_usable, largest, 1), 0)
     values = jnp.where(is_usable[:, None], jnp.round(x * inverse[:, None]), 0).astype(jnp.int8)
     return values, jnp.where(jnp.isfinite(largest), largest / _LARGEST, jnp.nan)

@@ -168,7 +168,8 @@ INLINE void int8_tile(const product_t *p, int64_t row, int64_t panel, int column
 TILES_OF(float_units, float_tile)
 TILES_OF(int8_units, int8_tile)
 
-// Row r becomes round(x / scale) + 128 with scale = max|x| / 127. A row that holds a NaN or an infinity has a NaN scale.
+// Row r becomes round(x / scale) + 128 with scale = max|x| / 127. A row that holds a NaN or an infinity has a NaN scale;
+// one too small to be divided by is taken for zeros.
 static void quantise_rows(const void *context, int row, int last) {
   const product_t *p = context;
   for (; row < last; row++) {
@@ -185,7 +186,7 @@ static void quantise_rows(const void *context, int row, int last) {
     for (int j = 0; j < LANES; j++) top = fmaxf(top, tops[j]);
     for (; k < p->in; k++) top = fmaxf(top, fabsf(x[k])), poison += x[k] * 0.0f;
     p->row_scales[row] = top / 127.0f + poison;
-    if (poison != 0 || top == 0) {
+    if (poison != 0 || top < 1e-30f) {
       memset(q, 128, p->in);
       continue;
     }

@@ -82,6 +82,12 @@ def test_a_row_that_is_not_finite_shows_and_spoils_no_other(form: Form, bad: flo
     np.testing.assert_array_equal(np.delete(got, 3, axis=0), np.delete(whole, 3, axis=0))
 
 
+@pytest.mark.parametrize("form", ["int8", "int8 panels"])
+def test_rows_too_small_to_be_divided_by_do_not_overflow(form: Form) -> None:
+    got = np.asarray(jax.jit(multiply)(jnp.full((2, 40), 1e-37), hold(jnp.ones((40, 70)), form)))
+    assert (np.abs(got) < 1e-34).all()
+
+
 @pytest.mark.parametrize("form", ["plain", *FORMS])
 def test_zeros_stay_zeros(form: Form) -> None:
     matrix = hold(jnp.ones((40, 70)).at[:, 5].set(0), form)
