@@ -60,8 +60,8 @@ def make_benches(
 ) -> list[Bench]:
     """Build an engine per shape. Nothing stops a sequence early: stop tokens are switched off.
 
-    `shapes` names them, each a model directory or a shape that gets random weights; `choices` are fields of the engine's
-    configuration. Drafts are off unless chosen, so that a step is one token.
+    `shapes` names them, each a model directory or a shape that gets random weights; `choices` are fields of the
+    engine's configuration. Drafts are off unless chosen, so that a step is one token.
     """
     tokenizer = Tokenizer.from_directory(STARTER)
     template = msgspec.structs.replace(FimTemplate.detect(tokenizer), stop_ids=())
