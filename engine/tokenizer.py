@@ -256,9 +256,11 @@ def _vocabulary_bytes(backend: tokenizers.Tokenizer, spec: dict[str, Any]) -> tu
 
 
 def _merged_pieces(spec: dict[str, Any]) -> set[str] | None:
-    """Return the pieces that text can be merged into, or None for a vocabulary that does not merge."""
+    """Return the pieces that text can be merged into, or None for a vocabulary that does not only merge."""
     merges = spec["model"].get("merges")
-    return None if merges is None else {"".join(m.split(" ", 1) if isinstance(m, str) else m) for m in merges}
+    if merges is None or spec["model"].get("ignore_merges"):
+        return None
+    return {"".join(merge.split(" ", 1) if isinstance(merge, str) else merge) for merge in merges}
 
 
 def _successor(prefix: bytes) -> bytes | None:
