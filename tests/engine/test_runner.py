@@ -104,7 +104,7 @@ def test_models_of_every_family_continue_as_the_reference_implementation_does(
 ) -> None:
     loaded = load_model(FIXTURES / name, dtype=jnp.float32)
     if attention is native_attention:
-        native.build(tmp_path_factory.mktemp("kernels"))
+        native.build(tmp_path_factory.getbasetemp() / "kernels")
     with np.load(FIXTURES / name / "reference.npz", allow_pickle=False) as reference:
         tokens, logits = reference["tokens"][0].tolist(), reference["logits"][0]
     plan = resolve(EngineConfig(num_slots=1, prefill_chunk=16), loaded.config, available_bytes=1 << 30)
