@@ -8,7 +8,7 @@ Knows nothing of prompts (`fim.py`) or of streaming (`detokenizer.py`). Two prom
   normalisation that the tokenizer itself asks for). No space is put in front, none is swallowed.
 
 Byte-level BPE (GPT-2, Llama 3, Qwen, DeepSeek-Coder, the starter model) and SentencePiece-style BPE with `▁` and
-`<0xAB>` pieces (Llama 2, CodeLlama, CodeGemma) are understood. Immutable after loading; any thread may use it.
+`<0xAB>` pieces (Llama 2, CodeLlama, Mistral, CodeGemma) are understood. Immutable after loading; any thread may use it.
 """
 
 import copy
@@ -233,12 +233,18 @@ def _vocabulary_bytes(backend: tokenizers.Tokenizer, spec: dict[str, Any]) -> tu
     vocabulary = backend.get_vocab(with_added_tokens=True)
     added = {token["id"]: token for token in spec.get("added_tokens") or []}
     unknown = spec.get("model", {}).get("unk_token")
+    merged = None if is_byte_level else _merged_pieces(spec)
+
+    def is_control(piece: str) -> bool:
+        # SentencePiece keeps control symbols among its pieces, and not every conversion lists them as added tokens.
+        return merged is not None and len(piece) > 1 and piece not in merged and not _BYTE_PIECE.fullmatch(piece)
+
     table = [b""] * (max(vocabulary.values(), default=-1) + 1)
     plain_ids = []
     for piece, token_id in vocabulary.items():
         token = added.get(token_id)
         if token is None:
-            if piece != unknown:
+            if piece != unknown and not is_control(piece):
                 table[token_id] = piece_bytes(piece)
                 plain_ids.append(token_id)
         elif _is_blank(token["content"]):
@@ -247,6 +253,14 @@ def _vocabulary_bytes(backend: tokenizers.Tokenizer, spec: dict[str, Any]) -> tu
         elif not token.get("special") and not _CONTROL_SHAPE.fullmatch(token["content"]):
             table[token_id] = text_bytes(token["content"])  # Never asked for, but text when the model writes it.
     return table, plain_ids
+
+
+def _merged_pieces(spec: dict[str, Any]) -> set[str] | None:
+    """Return the pieces that text can be merged into, or None for a vocabulary that does not only merge."""
+    merges = spec["model"].get("merges")
+    if merges is None or spec["model"].get("ignore_merges"):
+        return None
+    return {"".join(merge.split(" ", 1) if isinstance(merge, str) else merge) for merge in merges}
 
 
 def _successor(prefix: bytes) -> bytes | None:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -345,33 +346,107 @@ def vocabulary(*markers: str) -> Tokenizer:
     return Tokenizer({**SPEC, "added_tokens": added, "model": {**SPEC["model"], "vocab": pieces}})
 
 
+VOCABULARIES = {
+    "fim_prefix+file_sep": "<|fim_prefix|> <|fim_suffix|> <|fim_middle|> <|file_sep|> <|repo_name|> <|endoftext|>",
+    "qwen": "<|endoftext|> <|im_start|> <|im_end|> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> "
+    "<|repo_name|> <|file_sep|>",
+    "codegemma": "<eos> <bos> <|fim_prefix|> <|fim_suffix|> <|fim_middle|> <|file_separator|> <end_of_turn>",
+    "starcoder2": "<|endoftext|> <fim_prefix> <fim_middle> <fim_suffix> <fim_pad> <repo_name> <file_sep>",
+    "starcoder": "<|endoftext|> <fim_prefix> <fim_middle> <fim_suffix> <fim_pad> <filename> <reponame>",
+    "codestral": "<s> </s> [INST] [/INST] [PREFIX] [MIDDLE] [SUFFIX]",
+    "codellama": "<s> </s> ▁<PRE> ▁<MID> ▁<SUF> ▁<EOT>",
+    "deepseek-coder": "<｜fim▁hole｜> <｜fim▁begin｜> <｜fim▁end｜> <|EOT|> "
+    "<｜begin▁of▁sentence｜> <｜end▁of▁sentence｜>",
+    "fim_prefix": "<|fim_prefix|> <|fim_suffix|> <|fim_middle|> <|endoftext|>",
+    "starcoder-plain": "<fim_prefix> <fim_suffix> <fim_middle> <|endoftext|>",
+}
+"""What the vocabularies of these lines of models have, in one order or another."""
+
+ASKED = request(
+    "import os\n\ndef size(path):\n    return os.pa",
+    after="(path)\n",
+    path="b.py",
+    context=(ContextChunk(path="a.py", text="A = 1\n"),),
+)
+
+
 @pytest.mark.parametrize(
-    ("name", "markers"),
+    ("name", "layout"),
     [
         (
             "fim_prefix+file_sep",
-            "<|fim_prefix|> <|fim_suffix|> <|fim_middle|> <|file_sep|> . <|endoftext|> <|fim_pad|>",
+            "<|fim_prefix|>{SEP}a.py\nA = 1\n{SEP}b.py\n{above}<|fim_suffix|>{after}<|fim_middle|>",
         ),
-        ("codegemma", "<|fim_prefix|> <|fim_suffix|> <|fim_middle|> <|file_separator|> <bos> <eos>"),
-        ("starcoder2", "<fim_prefix> <fim_suffix> <fim_middle> <file_sep> . <|endoftext|> <repo_name>"),
-        ("starcoder", "<fim_prefix> <fim_suffix> <fim_middle> <filename> . <|endoftext|> <reponame>"),
-        ("codellama", "▁<PRE> ▁<SUF> ▁<MID> . <s> ▁<EOT> </s>"),
+        (
+            "qwen",
+            "<|repo_name|>project\n{SEP}a.py\nA = 1\n{SEP}b.py\n"
+            "<|fim_prefix|>{above}<|fim_suffix|>{after}<|fim_middle|>",
+        ),
+        (
+            "codegemma",
+            "<bos><|file_separator|>a.py\nA = 1\n<|file_separator|>b.py\n"
+            "<|fim_prefix|>{above}<|fim_suffix|>{after}<|fim_middle|>",
+        ),
+        (
+            "starcoder2",
+            "<repo_name>project<file_sep>a.py\nA = 1\n<file_sep>"
+            "<fim_prefix>b.py\n{above}<fim_suffix>{after}<fim_middle>",
+        ),
+        (
+            "starcoder",
+            "<fim_prefix><filename>a.py\nA = 1\n<filename>b.py\n{above}<fim_suffix>{after}<fim_middle>",
+        ),
+        ("codestral", "<s>[SUFFIX]{after}[PREFIX]#a.py\nA = 1\n#b.py\n{above}"),
+        ("codellama", "<s>▁<PRE>#a.py\nA = 1\n#b.py\n{above}▁<SUF>{after}▁<MID>"),
         (
             "deepseek-coder",
-            "<｜fim▁begin｜> <｜fim▁hole｜> <｜fim▁end｜> . <｜begin▁of▁sentence｜> <｜end▁of▁sentence｜>",
+            "<｜begin▁of▁sentence｜><｜fim▁begin｜>#a.py\nA = 1\n#b.py\n{above}<｜fim▁hole｜>{after}<｜fim▁end｜>",
         ),
-        ("fim_prefix", "<|fim_prefix|> <|fim_suffix|> <|fim_middle|> . . <|endoftext|>"),
-        ("starcoder-plain", "<fim_prefix> <fim_suffix> <fim_middle> . . <|endoftext|>"),
+        ("fim_prefix", "<|fim_prefix|>#a.py\nA = 1\n#b.py\n{above}<|fim_suffix|>{after}<|fim_middle|>"),
+        ("starcoder-plain", "<fim_prefix>#a.py\nA = 1\n#b.py\n{above}<fim_suffix>{after}<fim_middle>"),
     ],
 )
-def test_the_markers_of_known_families_are_found(name: str, markers: str) -> None:
-    spelled = ["" if marker == "." else marker for marker in markers.split()]
-    tokenizer = vocabulary(*filter(None, spelled))
+def test_each_line_of_models_gets_the_layout_it_was_trained_on(name: str, layout: str) -> None:
+    markers = VOCABULARIES[name].split()
+    tokenizer = vocabulary(*markers)
     template = FimTemplate.detect(tokenizer)
     assert template.name == name
-    needed = (template.prefix_id, template.suffix_id, template.middle_id, template.separator_id, template.begin_id)
-    assert needed == tuple(tokenizer.marker_id(marker) if marker else None for marker in spelled[:5])
-    assert template.stop_ids == tuple(sorted(tokenizer.marker_id(marker) or 0 for marker in filter(None, spelled)))
+    names = {tokenizer.marker_id(marker): marker.encode() for marker in markers}
+    prompt = build_prompt(ASKED, tokenizer, template, max_prompt_tokens=1000)
+    texts = [names.get(token_id) or tokenizer.token_bytes(token_id) for token_id in prompt.tokens]
+    above, after = "import os\n\ndef size(path):\n", "(path)\n"
+    expected = layout.format(SEP="<|file_sep|>", above=above, after=after)
+    assert b"".join(texts[: prompt.num_stable_tokens]).decode() == expected
+    assert b"".join(texts[prompt.num_stable_tokens :]) + prompt.heal == b"    return os.pa"
+    bare = build_prompt(request(), tokenizer, template, max_prompt_tokens=template.num_markers)
+    assert len(bare.tokens) == template.num_markers
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_every_marker_and_end_of_a_vocabulary_stops_a_completion(name: str) -> None:
+    markers = VOCABULARIES[name].split()
+    tokenizer = vocabulary(*markers)
+    expected = sorted(tokenizer.marker_id(marker) or 0 for marker in markers)
+    assert FimTemplate.detect(tokenizer).stop_ids == tuple(expected)
+
+
+@pytest.mark.parametrize("name", ["qwen", "codegemma", "starcoder2", "codestral"])
+@pytest.mark.parametrize("max_prompt_tokens", [5, 12, 30, 41, 60, 90])
+def test_in_every_layout_a_prompt_keeps_to_its_budget_and_typing_only_appends(
+    name: str, max_prompt_tokens: int
+) -> None:
+    tokenizer = vocabulary(*VOCABULARIES[name].split())
+    template = FimTemplate.detect(tokenizer)
+    stable = set()
+    for typed in ("    return", "    return os", "    return os.path"):
+        asked = msgspec.structs.replace(ASKED, before=ASKED.before[: ASKED.cut] + typed)
+        prompt = build_prompt(asked, tokenizer, template, max_prompt_tokens=max_prompt_tokens)
+        assert len(prompt.tokens) + 1 <= max_prompt_tokens
+        if template.repository:  # announced where another file follows, and only there
+            has_context = prompt.tokens.count(template.separator_id) == 2
+            assert (prompt.tokens[: len(template.repository)] == template.repository) == has_context
+        stable.add(prompt.tokens[: prompt.num_stable_tokens])
+    assert len(stable) == 1 or max_prompt_tokens < 90
 
 
 def test_markers_and_the_end_tokens_of_the_model_stop_a_completion() -> None:

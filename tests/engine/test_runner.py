@@ -1,6 +1,7 @@
 """The compiled programs on a tiny random model: each fast path against its obvious twin."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,13 @@ from engine.plan import resolve
 from engine.prefix_store import BlockCopy
 from engine.runner import Choice, DeviceRunner, Row
 from engine.types import SamplingParams
-from engine.weights.load import random_model
+from engine.weights.load import load_model, random_model
 
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "models"
+OF_EVERY_FAMILY = (
+    "tiny-qwen2", "qwen2-windows", "tiny-qwen3", "tiny-mistral", "mistral-window-old-config", "tiny-starcoder2",
+    "tiny-gemma",
+)  # fmt: skip
 MODEL = ModelConfig(
     family="llama", vocab_size=70, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2,
     head_size=16, max_context=128,
@@ -100,6 +106,28 @@ def test_prefill_and_decode_equal_the_whole_sequence_computed_anew(runner) -> No
     first = prefill(runner, 2, PROMPT)
     [sequence] = decode(runner, [2], [[*PROMPT, first]], 6)
     assert sequence[len(PROMPT) :] == reference(PROMPT, 7)
+
+
+@pytest.mark.parametrize("attention", [xla_attention, native_attention])
+@pytest.mark.parametrize("name", OF_EVERY_FAMILY)
+def test_models_of_every_family_continue_as_the_reference_implementation_does(
+    name: str, attention, tmp_path_factory
+) -> None:
+    loaded = load_model(FIXTURES / name, dtype=jnp.float32)
+    if attention is native_attention:
+        native.build(tmp_path_factory.getbasetemp() / "kernels")
+    with np.load(FIXTURES / name / "reference.npz", allow_pickle=False) as reference:
+        tokens, logits = reference["tokens"][0].tolist(), reference["logits"][0]
+    plan = resolve(EngineConfig(num_slots=1, prefill_chunk=16), loaded.config, available_bytes=1 << 30)
+    runner = DeviceRunner(
+        graphdef=loaded.graphdef, weights=loaded.weights, config=loaded.config, plan=plan, attention=attention,
+        num_tokens=loaded.config.vocab_size,
+    )  # fmt: skip
+    for end in (5, 25, 40, 64):
+        assert prefill(runner, 0, tokens[:end], chunk=16) == logits[end - 1].argmax()
+    prefill(runner, 0, tokens[:30], chunk=16)
+    for end in range(31, 64):  # one by one, as decoding does
+        assert prefill(runner, 0, tokens[:end], start=end - 1) == logits[end - 1].argmax()
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 16, 31])

@@ -67,11 +67,42 @@ def byte_fallback_spec() -> dict[str, Any]:
     }
 
 
+def metaspace_spec() -> dict[str, Any]:
+    """Return the same vocabulary in the form of newer conversions, which mark spaces before they split."""
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    return {**byte_fallback_spec(), "normalizer": None, "pre_tokenizer": metaspace}
+
+
+def mistral_spec() -> dict[str, Any]:
+    """Return a vocabulary with control symbols as Mistral's have them, as ordinary pieces."""
+    spec = byte_fallback_spec()
+    pieces = dict.fromkeys([*spec["model"]["vocab"], *"[]PREFIX", "[INST]", "[PREFIX]", "[SUFFIX]", "[MIDDLE]"])
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    return {**spec, "added_tokens": spec["added_tokens"][:3], "model": {**spec["model"], "vocab": vocabulary}}
+
+
+def gemma_spec() -> dict[str, Any]:
+    """Return a vocabulary in Gemma's form: nothing in front, runs of newlines and spaces as added tokens."""
+    spec = byte_fallback_spec()
+    spec["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    spec["pre_tokenizer"] = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious"}
+    spec["pre_tokenizer"]["invert"] = False
+    spec["decoder"]["decoders"].pop()
+    vocabulary = spec["model"]["vocab"]
+    vocabulary |= {"\n\n": len(vocabulary), "<|fim_prefix|>": len(vocabulary) + 1}
+    runs = [added(vocabulary[run], run) for run in ("\n\n", "▁▁")]
+    markers = [added(vocabulary["<|fim_prefix|>"], "<|fim_prefix|>", special=True)]
+    return {**spec, "added_tokens": [*spec["added_tokens"][:3], *runs, *markers]}
+
+
 BYTE_LEVEL = Tokenizer(BYTE_LEVEL_SPEC)
 BYTE_FALLBACK = Tokenizer(byte_fallback_spec())
-BOTH = pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, BYTE_FALLBACK], ids=["byte_level", "byte_fallback"])
+METASPACE, MISTRAL, GEMMA = (Tokenizer(spec()) for spec in (metaspace_spec, mistral_spec, gemma_spec))
+SENTENCEPIECE = {"byte_fallback": BYTE_FALLBACK, "metaspace": METASPACE, "mistral": MISTRAL, "gemma": GEMMA}
+ALL = {"byte_level": BYTE_LEVEL, **SENTENCEPIECE}
+EACH_KIND = pytest.mark.parametrize("tokenizer", ALL.values(), ids=ALL)
 
-MARKER_TEXTS = ["<|fim_middle|>", "<|endoftext|>", "▁<MID>", "<s>", "<0x41>", "<|plain|>"]
+MARKER_TEXTS = ["<|fim_middle|>", "<|fim_prefix|>", "<|endoftext|>", "▁<MID>", "<s>", "<0x41>", "<|plain|>", "[PREFIX]"]
 source_texts = st.lists(st.text() | st.sampled_from([*MARKER_TEXTS, " ", "    ", "\n", "ab", "def "])).map("".join)
 
 
@@ -79,11 +110,11 @@ def joined_bytes(tokenizer: Tokenizer, text: str) -> bytes:
     return b"".join(map(tokenizer.token_bytes, tokenizer.encode(text)))
 
 
-@BOTH
+@EACH_KIND
 @given(text=source_texts)
 def test_the_bytes_of_the_tokens_are_the_bytes_of_the_text(tokenizer: Tokenizer, text: str) -> None:
     # A literal U+2581 is how SentencePiece writes a space: the one character that such a vocabulary can't tell apart.
-    text = text.replace("▁", "_") if tokenizer is BYTE_FALLBACK else text
+    text = text if tokenizer is BYTE_LEVEL else text.replace("▁", "_")
     assert joined_bytes(tokenizer, text) == text.encode()
 
 
@@ -100,7 +131,57 @@ def test_byte_pieces_and_spaces_of_sentencepiece_are_known_as_bytes() -> None:
     assert bytes_of["<unk>"] == bytes_of["<s>"] == b""
 
 
-@BOTH
+@pytest.mark.parametrize("tokenizer", SENTENCEPIECE.values(), ids=SENTENCEPIECE)
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("ab", ["ab"]),
+        (" ab", ["▁", "ab"]),
+        (" a", ["▁a"]),
+        ("\n    ab", ["\n", "▁▁", "▁▁", "ab"]),
+        ("é", ["<0xC3>", "<0xA9>"]),
+        ("\t", ["<0x09>"]),
+    ],
+)
+def test_a_segment_of_sentencepiece_begins_with_its_own_first_character(
+    tokenizer: Tokenizer, text: str, pieces: list[str]
+) -> None:
+    assert tokenizer.encode(text) == [tokenizer.marker_id(piece) for piece in pieces]
+
+
+@pytest.mark.parametrize("tokenizer", SENTENCEPIECE.values(), ids=SENTENCEPIECE)
+@pytest.mark.parametrize(
+    ("heal", "pieces"),
+    [
+        (b" ", {"<0x20>", "▁", "▁a", "▁▁"}),
+        (b" a", {"<0x20>", "▁", "▁a"}),
+        (b"\xc3", {"<0xC3>"}),
+        (b"ab", {"<0x61>", "a", "ab"}),
+    ],
+)
+def test_healed_bytes_can_be_written_by_pieces_and_by_single_bytes(
+    tokenizer: Tokenizer, heal: bytes, pieces: set[str]
+) -> None:
+    assert set(tokenizer.tokens_for_bytes(heal).tolist()) == {tokenizer.marker_id(piece) for piece in pieces}
+
+
+def test_control_symbols_that_no_text_is_merged_into_are_markers_even_where_they_are_not_listed() -> None:
+    for marker in ("[PREFIX]", "[SUFFIX]", "[MIDDLE]", "[INST]"):
+        token_id = MISTRAL.marker_id(marker)
+        assert token_id is not None
+        assert MISTRAL.token_bytes(token_id) == b""
+        assert token_id not in MISTRAL.encode(f"a{marker}b")
+        assert token_id not in MISTRAL.tokens_for_bytes(b"[")
+    assert MISTRAL.marker_id("[") in MISTRAL.tokens_for_bytes(b"[")
+
+
+def test_gemmas_runs_of_newlines_are_ordinary_text() -> None:
+    run = GEMMA.marker_id("\n\n")
+    assert GEMMA.encode("a\n\nb") == [GEMMA.marker_id("a"), run, GEMMA.marker_id("b")]
+    assert run in GEMMA.tokens_for_bytes(b"\n")
+
+
+@EACH_KIND
 @pytest.mark.parametrize("marker", MARKER_TEXTS)
 def test_markers_in_user_text_are_ordinary_characters(tokenizer: Tokenizer, marker: str) -> None:
     ids = tokenizer.encode(f"a{marker}b")
@@ -169,7 +250,7 @@ vocabulary_slices = st.builds(
 )
 
 
-@BOTH
+@EACH_KIND
 @given(prefix=st.lists(vocabulary_slices | st.binary(max_size=3), min_size=1, max_size=3).map(b"".join).filter(len))
 def test_tokens_for_bytes_are_those_that_a_search_through_all_finds(tokenizer: Tokenizer, prefix: bytes) -> None:
     expected = {
