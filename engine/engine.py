@@ -56,7 +56,7 @@ class Engine:
         max_waiting: int,
     ) -> None:
         self._runner, self._tokenizer, self._template = runner, tokenizer, template
-        self._plan, self._costs, self._max_waiting = plan, costs, max_waiting
+        self.plan, self.costs, self._max_waiting = plan, costs, max_waiting
         self._prefix_store = PrefixStore(plan.num_blocks)
         self._stop_ids = frozenset(template.stop_ids)
         self._acceptance, self._corpora = Acceptance(), Corpora(markers=self._stop_ids)
@@ -95,10 +95,10 @@ class Engine:
                     f"request_id {request.request_id!r} is in use; expected one that no open request has"
                 )
             waiting = self._num_waiting(request)
-            free = self._plan.num_slots - self._scheduler.num_running(request.priority)
+            free = self.plan.num_slots - self._scheduler.num_running(request.priority)
             if waiting >= self._max_waiting + free:
                 self._num_rejected += 1
-                rounds = 1 + waiting / self._plan.num_slots
+                rounds = 1 + waiting / self.plan.num_slots
                 raise QueueFullError(
                     f"the queue is full: {waiting} requests wait and at most {self._max_waiting} may; try again later",
                     retry_after_s=round(rounds * self._mean_service_s, 3),
@@ -115,7 +115,7 @@ class Engine:
     def stats(self) -> EngineStats:
         """Return counters and gauges; a step may be half counted."""
         counts = {f"num_{name}": value for name, value in self._counts.items()}
-        running, slots = self._scheduler.num_running(), self._plan.num_slots
+        running, slots = self._scheduler.num_running(), self.plan.num_slots
         return EngineStats(
             num_slots=slots,
             num_running=running,
@@ -186,16 +186,16 @@ class Engine:
 
     def _make_sequence(self, request: Request, sink: Sink) -> Sequence:
         sampling = request.sampling
-        if not 0 <= sampling.max_tokens < self._plan.max_context:
+        if not 0 <= sampling.max_tokens < self.plan.max_context:
             raise RequestError(
-                f"max_tokens is {sampling.max_tokens}; expected 0 to {self._plan.max_context - 1}, "
-                f"since the context holds {self._plan.max_context} tokens"
+                f"max_tokens is {sampling.max_tokens}; expected 0 to {self.plan.max_context - 1}, "
+                f"since the context holds {self.plan.max_context} tokens"
             )
         prompt = build_prompt(
             request,
             self._tokenizer,
             self._template,
-            max_prompt_tokens=self._plan.max_context - max(1, sampling.max_tokens),
+            max_prompt_tokens=self.plan.max_context - max(1, sampling.max_tokens),
         )
         return Sequence(
             request=request,
@@ -204,7 +204,7 @@ class Engine:
             heal=prompt.heal,
             num_dropped=prompt.num_dropped_tokens,
             max_tokens=sampling.max_tokens,
-            max_context=self._plan.max_context,
+            max_context=self.plan.max_context,
             detokenizer=Detokenizer(self._tokenizer, heal=prompt.heal, stop=sampling.stop),
             sources=self._drafting.begin(prompt.tokens, tenant=request.tenant, given=prompt.draft),
         )
@@ -224,7 +224,7 @@ class Engine:
             choices = self._runner.run(
                 run.shape, list(map(self._row, run.rows)), self._row(run.chunk) if run.chunk else None
             )
-            self._costs.note(run.shape, time.perf_counter() - began)
+            self.costs.note(run.shape, time.perf_counter() - began)
             for planned, chosen in zip(run.all_rows, choices, strict=True):
                 self._advance(planned, chosen)
 
@@ -291,7 +291,7 @@ class Engine:
             self._request_ids.discard(request_id)
             self._cancels.discard(request_id)
         self._counts[ended.state] += 1
-        if self._plan.has_drafts and sequence.started_at:
+        if self.plan.has_drafts and sequence.started_at:
             self._corpora.add(
                 sequence.request.tenant, sequence.token_array(), key=sequence.request.session or sequence.request.path
             )

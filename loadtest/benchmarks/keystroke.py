@@ -18,48 +18,41 @@ _COLD_EVERY = 6
 
 def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Type real code into the middle of a file, one character at a time, newlines too; time to the first token."""
-    rows, figures = [], []
+    rows: list[dict[str, Any]] = []
     for bench in make_benches(on_progress):
-        tokens, warm_s, ratios, cold_s = _type(bench)
-        figures.append((statistics.median(tokens), statistics.median(ratios)))
-        row = {
-            "model": bench.name,
-            "keystrokes": len(tokens),
-            "tokens_computed_p50": statistics.median(tokens),
-            "tokens_computed_mean": statistics.fmean(tokens),
-            "first_token_p50_ms": statistics.median(warm_s) * 1e3,
-            "cold_p50_ms": statistics.median(cold_s) * 1e3,
-            "time_over_cold_p50": statistics.median(ratios),
-        }
-        rows.append(row)
+        row = type_characters(bench)
+        rows.append({"model": bench.name, **row})
         on_progress(
             f"{bench.name:>8}: {row['tokens_computed_p50']:.0f} tokens and {row['first_token_p50_ms']:.1f} ms, "
             f"anew {row['cold_p50_ms']:.0f} ms"
         )
-    return {
-        "tokens_computed_p50": max(tokens for tokens, _ in figures),
-        "time_over_cold_p50": max(ratio for _, ratio in figures),
-    }, rows
+    return {name: max(row[name] for row in rows) for name in ("tokens_computed_p50", "time_over_cold_p50")}, rows
 
 
-def _type(bench: Bench) -> tuple[list[int], list[float], list[float], list[float]]:
-    """Return per keystroke the tokens computed and seconds; where computed anew too, the ratio and those seconds."""
+def type_characters(bench: Bench) -> dict[str, float]:
+    """Return the tokens that a keystroke computes and its milliseconds; and, where computed anew too, the ratio."""
     text = real_code()
     cursor, room = text.index("\n", len(text) // 2) + 1, _window_chars(bench, text)
-    before, after = text[max(0, cursor - 3 * room // 4) : cursor], text[cursor + _KEYSTROKES : cursor + room // 4]
+    before, after = text[cursor - 3 * room // 4 : cursor], text[cursor + _KEYSTROKES : cursor + room // 4]
     tokens, seconds, ratios, cold = [], [], [], []
-    for number in range(_KEYSTROKES):
-        typed = before + text[cursor : cursor + number + 1]
+    _ask(bench, "opening", before, after, is_fresh=False)
+    for number in range(1, _KEYSTROKES):
+        typed = before + text[cursor : cursor + number]
         usage, warm_s = _ask(bench, f"warm {number}", typed, after, is_fresh=False)
-        if number == 0:
-            continue  # nothing was typed before it
         tokens.append(usage.num_prompt_tokens - usage.num_reused_tokens)
         seconds.append(warm_s)
         if number % _COLD_EVERY == 0:
             _, cold_s = _ask(bench, f"cold {number}", typed, after, is_fresh=True)
             ratios.append(warm_s / cold_s)
             cold.append(cold_s)
-    return tokens, seconds, ratios, cold
+    return {
+        "keystrokes": len(tokens),
+        "tokens_computed_p50": statistics.median(tokens),
+        "tokens_computed_mean": statistics.fmean(tokens),
+        "first_token_p50_ms": statistics.median(seconds) * 1e3,
+        "cold_p50_ms": statistics.median(cold) * 1e3,
+        "time_over_cold_p50": statistics.median(ratios),
+    }
 
 
 def _window_chars(bench: Bench, text: str) -> int:

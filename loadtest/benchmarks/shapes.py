@@ -65,7 +65,7 @@ def make_benches(
     """
     tokenizer = Tokenizer.from_directory(STARTER)
     template = msgspec.structs.replace(FimTemplate.detect(tokenizer), stop_ids=())
-    config = EngineConfig(num_slots=16, **{"drafts": False} | choices)
+    config = EngineConfig(**{"num_slots": 16, "drafts": False} | choices)
     benches = []
     for name, shape in (shapes or {"starter": STARTER, "110m": SHAPE_110M}).items():
         model = read_model_config(shape) if isinstance(shape, Path) else shape
