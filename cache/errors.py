@@ -4,7 +4,7 @@
     ├── CacheConfigError       deployment choices that cannot hold: an address, a directory
     ├── SharedStoreError       the shared store cannot do what was asked just now; the cache goes on without it
     ├── SnapshotError          a snapshot of the similarity tier that cannot be used; the tier starts empty
-    └── VectorError            what was given is no vector of the tier's embedding
+    └── VectorError            what an embedder gave is no vector of the dimension that it announced
 
 Looking up and storing raise none of these: a tier that fails answers nothing, counts it and says so in its health.
 They reach whoever opens a cache, or works on a store directly as `cloudcomplete cache` does. Every message says what,
@@ -29,4 +29,4 @@ class SnapshotError(CacheError):
 
 
 class VectorError(CacheError, ValueError):
-    """What was given is no vector of the tier's embedding."""
+    """What an embedder gave is no vector of the dimension that it announced."""

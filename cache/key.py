@@ -2,7 +2,7 @@
 
 Two keys are equal exactly when the model would be asked the same thing in the same way on behalf of the same tenant.
 Whatever changes the answer is part of the key, above all what the texts come from: when a file, the model or the
-template changes, its hash does, and what was stored before cannot be reached any more. Nothing has to be deleted for it.
+template changes, its hash does, and what was stored before cannot be reached any more. Nothing has to be deleted.
 
 Knows no tokens, no files, no requests: hashes and names are the caller's.
 """

@@ -49,12 +49,12 @@ def check_vector(vector: np.ndarray, dimension: int) -> np.ndarray:
     checked = np.asarray(vector)
     if checked.shape != (dimension,) or checked.dtype.kind not in "fiu":
         raise VectorError(
-            f"the vector has the shape {checked.shape} and the type {checked.dtype}; expected {dimension} numbers, "
-            "as the cache's embedder gives them"
+            f"the embedder gave a vector of shape {checked.shape} and type {checked.dtype}; "
+            f"expected {dimension} numbers, as its dimension says"
         )
     checked = checked.astype(np.float32)
     if not np.isfinite(checked).all():
-        raise VectorError("the vector holds numbers that are not finite; give one without NaN and infinity")
+        raise VectorError("the embedder gave a vector with NaN or infinity; expected finite numbers")
     return checked
 
 

@@ -75,15 +75,12 @@ class SimilarityTier:
     def __len__(self) -> int:
         return sum(map(len, list(self._realms.values())))
 
-    def draft_for(self, key: Key, *, vector: np.ndarray | None = None) -> Draft | None:
-        """Return what followed at the nearest place, if one is near enough. `vector`: in place of the embedder's.
-
-        Raises VectorError for a vector that is none.
-        """
+    def draft_for(self, key: Key) -> Draft | None:
+        """Return what followed at the nearest place, if one is near enough."""
         realm = self._realm(key)
         if not len(realm):
             return None
-        for entry, score in realm.nearest(self._vector(key, vector), _CANDIDATES):
+        for entry, score in realm.nearest(self._embed(key), _CANDIDATES):
             if score < self._min_score:
                 break
             if self._now() - entry.created_s > self._ttl_s:
@@ -92,14 +89,14 @@ class SimilarityTier:
                 return Draft(text=text, score=score)
         return None
 
-    def store(self, key: Key, answer: Answer, *, vector: np.ndarray | None = None) -> None:
-        """Remember what followed at a place; raises VectorError for a vector that is none."""
+    def store(self, key: Key, answer: Answer) -> None:
+        """Remember what followed at a place."""
         text = (answer.text + answer.beyond)[:TEXT_CHARS]
         if not text.strip():
             return
         entry = Entry(digest=key.digest, head=key.before[-HEAD_CHARS:], text=text, created_s=answer.created_s)
         realm = self._realm(key)
-        realm.insert(entry, self._vector(key, vector))
+        realm.insert(entry, self._embed(key))
         with self._lock:
             while len(self) > self._max_entries:
                 self.num_evicted += max(self._realms.values(), key=len).discard_oldest()
@@ -148,10 +145,8 @@ class SimilarityTier:
             realm.check_integrity()
         assert len(self) <= self._max_entries, f"{len(self)} entries are held, {self._max_entries} allowed"
 
-    def _vector(self, key: Key, given: np.ndarray | None) -> np.ndarray:
-        if given is None:
-            return self._embedder.embed(key.before)
-        return check_vector(given, self._embedder.dimension)
+    def _embed(self, key: Key) -> np.ndarray:
+        return check_vector(self._embedder.embed(key.before), self._embedder.dimension)
 
     def _realm(self, key: Key) -> Realm:
         """Return a key's realm; a new one is filled from its snapshot in the background."""
