@@ -139,7 +139,7 @@ class ScannNeighbours:
         builder = scann_ops_pybind.builder(np.ascontiguousarray(matrix, np.float32), _NEIGHBOURS, "dot_product")
         builder = builder.set_n_training_threads(1).tree(
             num_leaves=num_leaves,
-            num_leaves_to_search=max(8, num_leaves // 10),
+            num_leaves_to_search=max(16, num_leaves // 8),
             training_sample_size=min(len(matrix), 50_000),
         )
         builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(_REORDERED)

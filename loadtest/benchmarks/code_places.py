@@ -10,6 +10,7 @@ import random
 import re
 import sysconfig
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import msgspec
@@ -52,6 +53,11 @@ def gather_places(*counts: int, seed: int = 0) -> list[list[Place]]:
             seen.add(digest)
             gathered[missing.index(max(missing))].extend(_places(content.decode("utf-8", "replace"), chooser))
     return [places[:count] for places, count in zip(gathered, counts, strict=True)]
+
+
+def common_chars(left: str, right: str) -> int:
+    """Return with how many characters two texts begin alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
 
 
 def _files() -> list[Path]:
