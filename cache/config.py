@@ -17,7 +17,7 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Most bytes of answers in this process (tier 1); the least recently used go first."""
     similar_entries: int = 100_000
     """Most places remembered for drafts (tier 2), about 2.5 KB each; 0: no drafts from similar places."""
-    similar_min_score: float = 0.4
+    similar_min_score: float = 0.5
     """Least likeness of a place whose text is tried as a draft, from 0 (anything) to 1 (the same)."""
     shared: str = "sqlite"
     """Where answers outlive the process (tier 3): "sqlite" (a file in `directory`), the address of a Redis or Valkey

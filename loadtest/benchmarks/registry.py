@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import msgspec
 
 from loadtest import report
-from loadtest.benchmarks import attention, decode, dispatch, layout, prefill
+from loadtest.benchmarks import attention, decode, dispatch, embedding, layout, prefill, similarity
 from loadtest.benchmarks.machine import describe_devices
 
 
@@ -35,7 +35,9 @@ BENCHMARKS = {
         Benchmark(name="attention", summary="attention paths side by side", measure=attention.measure),
         Benchmark(name="decode", summary="tokens per second at 1, 4, 16 concurrent requests", measure=decode.measure),
         Benchmark(name="dispatch", summary="weights as plain arrays and as a module", measure=dispatch.measure),
+        Benchmark(name="embedding", summary="ways to find places with the same text", measure=embedding.measure),
         Benchmark(name="layout", summary="prompt tokens that a typed character costs", measure=layout.measure),
         Benchmark(name="prefill", summary="prompt tokens per second", measure=prefill.measure),
+        Benchmark(name="similarity", summary="drafts from 100,000 places of real code", measure=similarity.measure),
     )
 }
