@@ -108,6 +108,11 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     """Cosine of the two places, -1 to 1; 1: alike."""
 
 
+def tenant_name(tenant: str) -> str:
+    """Return the name under which stores and files know a tenant: 32 characters that mean nothing anywhere."""
+    return _digest(tenant).hex()[:32]
+
+
 def _digest(*texts: str) -> bytes:
     """Hash texts so that moving a border between two of them gives another digest; any text has one."""
     digest = hashlib.blake2b(digest_size=32)

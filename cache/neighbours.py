@@ -2,11 +2,14 @@
 
 Both answer the same question with the same face. `ExactNeighbours` compares with every vector: it is what small sets
 use, what is used where ScaNN has no wheel, and the oracle of the other. `ScannNeighbours` partitions and quantises
-(Guo et al., "Accelerating Large-Scale Inference with Anisotropic Vector Quantization", 2020).
+(Guo et al., "Accelerating Large-Scale Inference with Anisotropic Vector Quantization", 2020), with every vector in a
+second partition for queries that miss the first (Sun et al., "SOAR: Improved Indexing for Approximate Nearest Neighbor
+Search", 2023).
 
 ScaNN is not transactional: a call that fails half-way shifts its ids. So everything is checked before it is called, a
-call that fails all the same marks the index broken for good, and whoever holds it goes back to the exact one. It is
-never saved: its files hold a pickle, and building it anew takes seconds.
+call that fails all the same marks the index broken for good, and whoever holds it goes back to the exact one. Deleting
+from an index with second partitions ends the process (1.4.2), so deleted vectors stay in it and are left out of what is
+found. It is never saved: its files hold a pickle, and building it anew takes seconds.
 
 Knows ids and vectors. Not thread-safe: the holder has one lock around everything.
 """
@@ -25,8 +28,9 @@ Found = list[tuple[int, float]]
 
 FEWEST_FOR_SCANN = 2_048
 """Below this many vectors comparing with all of them is as fast, and partitions could not be learnt from them."""
-_NEIGHBOURS = 16
-_REORDERED = 96
+_SPARE = 12
+"""Neighbours asked for beyond those wanted, since some may have been deleted."""
+_REORDERED = 100
 
 
 class Neighbours(Protocol):
@@ -136,11 +140,12 @@ class ScannNeighbours:
 
         assert len(names) == len(set(names)) == len(matrix) >= FEWEST_FOR_SCANN, "ids and vectors do not fit"
         num_leaves = round(math.sqrt(len(matrix)))
-        builder = scann_ops_pybind.builder(np.ascontiguousarray(matrix, np.float32), _NEIGHBOURS, "dot_product")
+        builder = scann_ops_pybind.builder(np.ascontiguousarray(matrix, np.float32), 4 + _SPARE, "dot_product")
         builder = builder.set_n_training_threads(1).tree(
             num_leaves=num_leaves,
-            num_leaves_to_search=max(16, num_leaves // 8),
+            num_leaves_to_search=max(16, round(0.15 * num_leaves)),
             training_sample_size=min(len(matrix), 50_000),
+            soar_lambda=1.5,
         )
         builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(_REORDERED)
         self._searcher: Any = builder.build(docids=list(names))
@@ -157,34 +162,34 @@ class ScannNeighbours:
     def insert(self, name: int, vector: np.ndarray) -> None:
         """Add a vector under a new id; raises what ScaNN raises, and is broken then."""
         assert name not in self._names, f"id {name} is there already"
-        self._change(lambda: self._searcher.upsert([name], vector[None], 1))
+        self.num_changes += 1
+        try:
+            self._searcher.upsert([name], vector[None], 1)
+        except BaseException:
+            self.is_broken = True
+            raise
         self._names.add(name)
 
     def delete(self, name: int) -> None:
-        """Remove the vector of an id; raises what ScaNN raises, and is broken then."""
+        """Leave the vector of an id out of what is found from now on."""
         assert name in self._names, f"id {name} is not there"
-        self._change(lambda: self._searcher.delete([name]))
         self._names.remove(name)
+        self.num_changes += 1
 
     def search(self, vector: np.ndarray, count: int) -> Found:
-        """Return about the nearest ones."""
-        names, scores = self._searcher.search(vector, final_num_neighbors=count)
-        return [
+        """Return about the nearest ones; fewer when most of those nearby were deleted."""
+        names, scores = self._searcher.search(vector, final_num_neighbors=count + _SPARE)
+        living = [
             (name, score)
             for name, score in zip(names, scores.tolist(), strict=True)
             if name in self._names and math.isfinite(score)
         ]
+        return living[:count]
 
     def check_integrity(self) -> None:
         """Assert that ScaNN knows exactly our ids."""
         assert not self.is_broken, "the index broke and is still used"
-        assert self._searcher.size() == len(self._names), f"{self._searcher.size()} vectors for {len(self._names)} ids"
-        assert set(self._searcher.docids) == self._names, "ScaNN knows other ids"
-
-    def _change(self, call: Any) -> None:
-        self.num_changes += 1
-        try:
-            call()
-        except BaseException:
-            self.is_broken = True
-            raise
+        assert self._searcher.size() == len(self._searcher.docids), "ScaNN has other numbers of vectors and ids"
+        assert self._names <= set(self._searcher.docids), "an id is not in the index"
+        num_dead = len(self._searcher.docids) - len(self._names)
+        assert num_dead <= self.num_changes, f"{num_dead} ids are left out, {self.num_changes} changes were made"

@@ -6,7 +6,6 @@ goes first, is its own setting (`maxmemory`, `maxmemory-policy allkeys-lru`): a 
 No call waits longer than the timeout, and none is tried twice: who calls goes on without it (`shared_tier.py`).
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cache.errors import CacheConfigError, SharedStoreError
+from cache.key import tenant_name
 from cache.record import RECORD_VERSION
 from cache.store import Stored, StoreSize
 
@@ -100,7 +100,7 @@ class RedisStore:
         self._client.close()
 
     def _names(self, tenant: str | None) -> Iterator[tuple[bytes, ...]]:
-        pattern = f"{_PREFIX}:{'*' if tenant is None else _tenant_name(tenant)}:*"
+        pattern = f"{_PREFIX}:{'*' if tenant is None else tenant_name(tenant)}:*"
         names = self._client.scan_iter(match=pattern, count=_AT_ONCE)
         while group := tuple(islice(names, _AT_ONCE)):
             yield group
@@ -124,9 +124,4 @@ def without_secrets(url: str) -> str:
 
 
 def _name(tenant: str, digest: bytes) -> str:
-    return f"{_PREFIX}:{_tenant_name(tenant)}:{digest.hex()}"
-
-
-def _tenant_name(tenant: str) -> str:
-    """Return a name without characters that mean something in a pattern."""
-    return hashlib.blake2b(tenant.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return f"{_PREFIX}:{tenant_name(tenant)}:{digest.hex()}"

@@ -73,7 +73,6 @@ class SharedTier:
         for key, answer in batch:
             try:
                 record = encode_record(key.digest, answer)
-                key.tenant.encode()
             except UnicodeEncodeError:  # no answer of a model, and nothing that UTF-8 could bring back
                 self.num_lost_writes += 1
             else:

@@ -15,6 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -91,10 +92,12 @@ class SimilarityTier:
 
     def store(self, key: Key, answer: Answer) -> None:
         """Remember what followed at a place."""
-        text = (answer.text + answer.beyond)[:TEXT_CHARS]
+        text = _writable((answer.text + answer.beyond)[:TEXT_CHARS])
         if not text.strip():
             return
-        entry = Entry(digest=key.digest, head=key.before[-HEAD_CHARS:], text=text, created_s=answer.created_s)
+        entry = Entry(
+            digest=key.digest, head=_writable(key.before[-HEAD_CHARS:]), text=text, created_s=answer.created_s
+        )
         realm = self._realm(key)
         realm.insert(entry, self._embed(key))
         with self._lock:
@@ -120,8 +123,9 @@ class SimilarityTier:
         if self._directory is None:
             return
         for path in snapshots_of(self._directory, None):
-            if self._now() - path.stat().st_mtime > self._ttl_s:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another process removed it
+                if self._now() - path.stat().st_mtime > self._ttl_s:
+                    path.unlink()
         for name, realm in list(self._realms.items()):
             num_changes = realm.num_changes
             if self._saved.get(name) == num_changes:
@@ -134,7 +138,7 @@ class SimilarityTier:
                         aside.replace(path)
                         self._saved[name] = num_changes
                     else:
-                        aside.unlink()  # cleared meanwhile
+                        aside.unlink(missing_ok=True)  # cleared meanwhile
             except OSError as error:
                 self.num_failed_saves += 1
                 logger.warning("cannot write the snapshot %s: %s; the tier goes on without", path, error.strerror)
@@ -201,3 +205,8 @@ def fit(head: str, text: str, before: str) -> str:
         if at >= 0:
             return whole[at + length :]
     return text
+
+
+def _writable(text: str) -> str:
+    """Return a text without what UTF-8 cannot hold."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

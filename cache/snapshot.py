@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from cache.errors import SnapshotError
+from cache.key import tenant_name
 
 _FORMAT = b"cloudcomplete similarity "
 _VERSION = 1
@@ -51,12 +52,12 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 def snapshot_path(directory: Path, *, tenant: str, realm: bytes) -> Path:
     """Return where a realm's snapshot belongs."""
-    return directory / f"{_tenant_name(tenant)}-{realm.hex()}.similar"
+    return directory / f"{tenant_name(tenant)}-{realm.hex()}.similar"
 
 
 def snapshots_of(directory: Path, tenant: str | None) -> list[Path]:
-    """Return the snapshots of a tenant, or of all."""
-    return sorted(directory.glob(f"{'*' if tenant is None else _tenant_name(tenant)}-*.similar"))
+    """Return the snapshots of a tenant, or of all, and what a killed process left beside them."""
+    return sorted(directory.glob(f"{'*' if tenant is None else tenant_name(tenant)}-*.similar*"))
 
 
 def write_snapshot(path: Path, snapshot: Snapshot) -> Path:
@@ -66,7 +67,7 @@ def write_snapshot(path: Path, snapshot: Snapshot) -> Path:
     body = msgspec.msgpack.encode(
         _Record(
             embedder=snapshot.embedder,
-            tenant=snapshot.tenant,
+            tenant=tenant_name(snapshot.tenant),
             entries=snapshot.entries,
             dimension=dimension,
             vectors=np.ascontiguousarray(snapshot.vectors, "<f4").tobytes(),
@@ -104,7 +105,7 @@ def read_snapshot(path: Path, *, tenant: str, embedder: str, dimension: int) -> 
         record = msgspec.msgpack.decode(body, type=_Record)
     except msgspec.DecodeError as error:
         raise _refusal(path, f"its record cannot be read: {error}") from None
-    if (record.tenant, record.embedder, record.dimension) != (tenant, embedder, dimension):
+    if (record.tenant, record.embedder, record.dimension) != (tenant_name(tenant), embedder, dimension):
         raise _refusal(
             path, f"it was made for {record.embedder!r} and {record.dimension} dimensions; expected {embedder!r}"
         )
@@ -120,7 +121,3 @@ def _refusal(path: Path, reason: str) -> SnapshotError:
 
 def _checksum(body: bytes) -> bytes:
     return hashlib.blake2b(body, digest_size=_CHECKSUM_BYTES).digest()
-
-
-def _tenant_name(tenant: str) -> str:
-    return hashlib.blake2b(tenant.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

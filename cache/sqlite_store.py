@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cache.errors import CacheConfigError, SharedStoreError
+from cache.key import tenant_name
 from cache.record import RECORD_VERSION
 from cache.store import Stored, StoreSize
 
@@ -96,7 +97,7 @@ class SqliteStore:
         with self._working() as connection:
             row = connection.execute(
                 "SELECT record FROM entries WHERE digest = ? AND tenant = ? AND created_s >= ?",
-                (digest, tenant, self._now() - self._ttl_s),
+                (digest, tenant_name(tenant), self._now() - self._ttl_s),
             ).fetchone()
             if row is None:
                 return None
@@ -117,7 +118,7 @@ class SqliteStore:
                 connection.execute("DELETE FROM entries WHERE digest = ?", (stored.digest,))
                 connection.execute(
                     "INSERT INTO entries VALUES (?, ?, ?, ?, ?)",
-                    (stored.digest, stored.tenant, stored.created_s, now, stored.record),
+                    (stored.digest, tenant_name(stored.tenant), stored.created_s, now, stored.record),
                 )
             num_evicted = connection.execute("DELETE FROM entries WHERE created_s < ?", (now - self._ttl_s,)).rowcount
             while _total(connection)[1] > self._max_bytes:
@@ -133,14 +134,14 @@ class SqliteStore:
     def delete(self, tenant: str, digest: bytes) -> None:
         """Forget a record, if it is there."""
         with self._working() as connection:
-            connection.execute("DELETE FROM entries WHERE digest = ? AND tenant = ?", (digest, tenant))
+            connection.execute("DELETE FROM entries WHERE digest = ? AND tenant = ?", (digest, tenant_name(tenant)))
 
     def clear(self, tenant: str | None = None) -> int:
         """Forget a tenant's records, or all; return how many."""
         with self._working() as connection:
             if tenant is None:
                 return connection.execute("DELETE FROM entries").rowcount
-            return connection.execute("DELETE FROM entries WHERE tenant = ?", (tenant,)).rowcount
+            return connection.execute("DELETE FROM entries WHERE tenant = ?", (tenant_name(tenant),)).rowcount
 
     def measure(self) -> StoreSize:
         """Count what is there."""

@@ -168,7 +168,8 @@ def _hashed_characters(before: str, dimension: int = 256) -> np.ndarray:
     for piece, seed, weight in features:
         spread = zlib.crc32(piece, seed) * 0x9E3779B97F4A7C15 & (1 << 64) - 1
         vector[(spread >> 33) % dimension] += weight if spread >> 32 & 1 else -weight
-    return _normed(vector[None])[0]
+    normed: np.ndarray = _normed(vector[None])[0]
+    return normed
 
 
 def _normed(vectors: np.ndarray) -> np.ndarray:

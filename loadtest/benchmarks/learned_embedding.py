@@ -27,7 +27,7 @@ _STEPS = 1_000
 _TEMPERATURE = 1 / 16
 _PER_CALL = 2_000
 
-Features = tuple[np.ndarray, np.ndarray]
+Features = tuple[Any, Any]
 """Buckets and gates, int32 `[places, features]`; the last bucket stands for nothing."""
 
 
@@ -93,9 +93,11 @@ def _features(places: Sequence[Place]) -> Features:
 def _embed(weights: Any, buckets: jax.Array, gates: jax.Array) -> jax.Array:
     scale = weights["gates"][gates] * (buckets < _BUCKETS)
     summed = jnp.einsum("pfd,pf->pd", weights["table"][buckets], scale)
-    return summed / (jnp.linalg.norm(summed, axis=1, keepdims=True) + 1e-6)
+    normed: jax.Array = summed / (jnp.linalg.norm(summed, axis=1, keepdims=True) + 1e-6)
+    return normed
 
 
 def _loss(weights: Any, left: Features, right: Features) -> jax.Array:
     scores = _embed(weights, *left) @ _embed(weights, *right).T / _TEMPERATURE
-    return -jnp.mean(jnp.diag(jax.nn.log_softmax(scores, 0)) + jnp.diag(jax.nn.log_softmax(scores, 1))) / 2
+    loss: jax.Array = -jnp.mean(jnp.diag(jax.nn.log_softmax(scores, 0)) + jnp.diag(jax.nn.log_softmax(scores, 1))) / 2
+    return loss

@@ -126,7 +126,7 @@ def test_scann_finds_an_inserted_vector_at_once_and_a_deleted_one_never_again() 
 
 
 @needs_scann
-def test_scann_can_be_emptied_and_then_finds_nothing() -> None:
+def test_all_can_be_deleted_from_scann_and_then_nothing_is_found() -> None:
     scann = ScannNeighbours(range(FEWEST_FOR_SCANN), make_vectors(FEWEST_FOR_SCANN))
     for name in range(FEWEST_FOR_SCANN):
         scann.delete(name)

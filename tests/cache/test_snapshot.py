@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cache.errors import SnapshotError
+from cache.key import tenant_name
 from cache.snapshot import Entry, Snapshot, read_snapshot, snapshot_path, snapshots_of, write_snapshot
 
 
@@ -45,6 +46,9 @@ def test_tenants_have_files_of_their_own(tmp_path: Path) -> None:
     for path in paths:
         path.touch()
     assert snapshots_of(tmp_path, "b") == [paths[1]]
+    left_over = write_snapshot(paths[1], make_snapshot())
+    assert snapshots_of(tmp_path, "b") == [paths[1], left_over]
+    left_over.unlink()
     assert snapshots_of(tmp_path, None) == sorted(paths)
     assert all(path.parent == tmp_path for path in paths)
 
@@ -103,7 +107,9 @@ def test_another_tenants_or_another_embedding_is_refused(tmp_path: Path) -> None
 
 
 def test_vectors_that_do_not_fit_the_entries_are_refused(tmp_path: Path) -> None:
-    body = msgspec.msgpack.encode({"embedder": "e", "tenant": "t", "entries": [], "dimension": 2, "vectors": b"1234"})
+    body = msgspec.msgpack.encode(
+        {"embedder": "e", "tenant": tenant_name("t"), "entries": [], "dimension": 2, "vectors": b"1234"}
+    )
     path = tmp_path / "x"
     path.write_bytes(sealed(body))
     with pytest.raises(SnapshotError, match="it has 0 entries and 4 bytes of vectors"):

@@ -204,8 +204,7 @@ def test_damage_that_shows_while_it_is_used_is_set_aside_too(tmp_path: Path) -> 
     connection.close()
     os.truncate(tmp_path / FILE_NAME, 20_000)
     with pytest.raises(SharedStoreError, match="malformed; the cache goes on without it and tries again"):
-        for number in range(50):
-            is_there(store, number)
+        all(is_there(store, number) for number in range(50))
     assert store.num_set_aside == 1
     store.put([make_stored(1)])
     assert is_there(store, 1)
