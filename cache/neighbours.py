@@ -150,9 +150,6 @@ class ScannNeighbours:
         builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(_REORDERED)
         self._searcher: Any = builder.build(docids=list(names))
         self._names = set(names)
-        self.num_at_build = len(names)
-        self.num_changes = 0
-        """Insertions and deletions since the partitions were learnt."""
         self.is_broken = False
         """Whether a call failed half-way; nothing it says can be trusted any more."""
 
@@ -162,7 +159,6 @@ class ScannNeighbours:
     def insert(self, name: int, vector: np.ndarray) -> None:
         """Add a vector under a new id; raises what ScaNN raises, and is broken then."""
         assert name not in self._names, f"id {name} is there already"
-        self.num_changes += 1
         try:
             self._searcher.upsert([name], vector[None], 1)
         except BaseException:
@@ -174,7 +170,6 @@ class ScannNeighbours:
         """Leave the vector of an id out of what is found from now on."""
         assert name in self._names, f"id {name} is not there"
         self._names.remove(name)
-        self.num_changes += 1
 
     def search(self, vector: np.ndarray, count: int) -> Found:
         """Return about the nearest ones; fewer when most of those nearby were deleted."""
@@ -191,5 +186,3 @@ class ScannNeighbours:
         assert not self.is_broken, "the index broke and is still used"
         assert self._searcher.size() == len(self._searcher.docids), "ScaNN has other numbers of vectors and ids"
         assert self._names <= set(self._searcher.docids), "an id is not in the index"
-        num_dead = len(self._searcher.docids) - len(self._names)
-        assert num_dead <= self.num_changes, f"{num_dead} ids are left out, {self.num_changes} changes were made"

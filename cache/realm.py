@@ -2,7 +2,8 @@
 
 Vectors are always kept exactly. A realm that has grown is also indexed by ScaNN: what changes while the index is built
 is noted and done again on it before it takes over. Once it has changed as much as it was large, it is built anew. An
-index that fails is dropped and logged, and the exact vectors answer until the next one is there.
+index that fails is dropped and logged, and the exact vectors answer until the next one is there. One that cannot be
+built is not tried again before much has changed.
 
 Invariants, under the realm's lock: entries, digests, exact vectors and index have the same ids; entries are in the
 order in which they came.
@@ -10,6 +11,7 @@ order in which they came.
 
 import itertools
 import logging
+import sys
 import threading
 from collections import OrderedDict
 
@@ -37,6 +39,8 @@ class Realm:
         self._exact = ExactNeighbours(dimension)
         self._index: ScannNeighbours | None = None
         self._is_build_claimed = False
+        self._build_due = 0
+        """At how many changes the next index is due."""
         self._noted: list[tuple[int, np.ndarray | None]] | None = None
         """What changed since an index began to be built: ids with their vectors, None for a deletion."""
         self._num_text_chars = 0
@@ -86,9 +90,10 @@ class Realm:
     def claim_build(self) -> bool:
         """Tell whether an index should be built now; who is told so has to call `build_index`."""
         with self._lock:
-            index = self._index
-            is_outdated = index is None or index.num_changes >= index.num_at_build
-            if self._is_build_claimed or not is_outdated or len(self) < FEWEST_FOR_SCANN or not has_scann():
+            if self._is_build_claimed or self.num_changes < self._build_due or len(self) < FEWEST_FOR_SCANN:
+                return False
+            if not has_scann():
+                self._build_due = sys.maxsize
                 return False
             self._is_build_claimed = True
             return True
@@ -105,6 +110,7 @@ class Realm:
         finally:
             with self._lock:
                 noted, self._noted, self._is_build_claimed = self._noted, None, False
+                self._build_due = self.num_changes + max(FEWEST_FOR_SCANN, len(names) if built is not None else 0)
                 if built is not None:
                     self._index = built
                     for name, vector in noted:
@@ -179,6 +185,6 @@ class Realm:
                 self._index.insert(name, vector)
         except Exception:  # ScaNN's own; the exact vectors are whole
             logger.exception("the index of %d places failed and is dropped; it will be built anew", len(self))
-            self._index = None
+            self._index, self._build_due = None, 0
         if len(self) < FEWEST_FOR_SCANN // 2:
             self._index = None  # small again: the exact vectors are as fast

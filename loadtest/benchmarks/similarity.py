@@ -19,7 +19,7 @@ import numpy as np
 from cache.config import CacheConfig
 from cache.embedder import HashedTokens
 from cache.key import Answer, Key
-from cache.neighbours import ExactNeighbours, ScannNeighbours, has_scann
+from cache.neighbours import ExactNeighbours, Found, ScannNeighbours, has_scann
 from cache.similarity_tier import SimilarityTier
 from cache.worker import Worker
 from loadtest.benchmarks.code_places import Place, common_chars, gather_places
@@ -81,13 +81,14 @@ def _measure_search(
 
     The recall is of neighbours near enough to become a draft; `recall_of_all` also of those that the tier discards.
     """
-    seconds, processor_seconds = list[float](), list[float]()
-    num_found = num_useful = num_useful_found = 0
+    seconds, processor_seconds, answers = list[float](), list[float](), list[Found]()
     for query in asked:
         began, processor_began = time.perf_counter(), time.thread_time()
-        found = searched.search(query, _NEIGHBOURS)
+        answers.append(searched.search(query, _NEIGHBOURS))
         processor_seconds.append(time.thread_time() - processor_began)
         seconds.append(time.perf_counter() - began)
+    num_found = num_useful = num_useful_found = 0
+    for query, found in zip(asked, answers, strict=True):  # afterwards: it would drive the index out of the caches
         found_scores = [float(query @ exact.vector_of(name)) for name, _ in found]
         oracle_scores = [score for _, score in exact.search(query, _NEIGHBOURS)]
         is_near = [score >= oracle_scores[-1] - _ROUNDING for score in found_scores]

@@ -1,12 +1,13 @@
 """One realm: entries, exact vectors and ScaNN's index stay together whatever happens."""
 
 import logging
+import threading
 
 import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from cache import realm as realm_module
 from cache.neighbours import FEWEST_FOR_SCANN, ScannNeighbours, has_scann
@@ -128,12 +129,61 @@ def test_an_index_that_fails_is_dropped_and_the_exact_vectors_answer(
 
 
 @needs_scann
+def test_an_index_that_cannot_be_built_is_not_tried_at_every_insertion(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no partitions")
+
+    vectors = make_vectors(2 * FEWEST_FOR_SCANN)
+    realm = make_realm(vectors[:FEWEST_FOR_SCANN])
+    assert realm.claim_build()
+    with monkeypatch.context() as patch:
+        patch.setattr(realm_module, "ScannNeighbours", fail)
+        with pytest.raises(RuntimeError, match="no partitions"):
+            realm.build_index()
+    for number in range(FEWEST_FOR_SCANN):
+        assert not realm.claim_build()
+        realm.insert(make_entry(10_000 + number), vectors[number])
+    assert realm.claim_build()
+    realm.build_index()
+    assert realm.is_indexed
+
+
+@needs_scann
 def test_a_realm_that_has_become_small_does_without_an_index() -> None:
     realm = make_realm(make_vectors(FEWEST_FOR_SCANN))
     realm.build_index()
     for _ in range(FEWEST_FOR_SCANN // 2 + 1):
         realm.discard_oldest()
     assert not realm.is_indexed
+    realm.check_integrity()
+
+
+@needs_scann
+def test_threads_insert_search_and_build_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(realm_module, "FEWEST_FOR_SCANN", 64)
+    monkeypatch.setattr("cache.neighbours.FEWEST_FOR_SCANN", 64)
+    vectors = make_vectors(1_500, 16)
+    realm = make_realm(vectors[:500])
+    failures = list[BaseException]()
+
+    def work(first: int) -> None:
+        try:
+            for number in range(first, first + 250):
+                realm.insert(make_entry(number), vectors[number])
+                realm.nearest(vectors[number - 400], 4)
+                realm.discard(make_entry(number - 500).digest)
+                if realm.claim_build():
+                    realm.build_index()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in (500, 750, 1_000, 1_250)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert realm.is_indexed
     realm.check_integrity()
 
 
@@ -189,8 +239,6 @@ class RealmMachine(RuleBasedStateMachine):
 
 @needs_scann
 def test_random_operations_keep_a_realm_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hypothesis.stateful import run_state_machine_as_test
-
     monkeypatch.setattr(realm_module, "FEWEST_FOR_SCANN", 64)
     monkeypatch.setattr("cache.neighbours.FEWEST_FOR_SCANN", 64)
     run_state_machine_as_test(RealmMachine, settings=settings(max_examples=20, stateful_step_count=30))

@@ -3,8 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.key import Answer
-from cache.record import decode_record, encode_record
+from cache.record import _checksum, decode_record, encode_record
 from tests.cache.made_keys import make_answer
 
 DIGEST = b"d" * 32
@@ -28,8 +27,5 @@ def test_another_keys_record_is_none() -> None:
 
 
 def test_a_whole_record_of_something_else_is_none() -> None:
-    from cache import record
-
     body = b"\xa1x"
-    assert decode_record(DIGEST, record._checksum(DIGEST, body) + body) is None
-    assert isinstance(decode_record(DIGEST, encode_record(DIGEST, make_answer())), Answer)
+    assert decode_record(DIGEST, _checksum(DIGEST, body) + body) is None
