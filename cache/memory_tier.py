@@ -155,6 +155,8 @@ def rest_of(answer: Answer, typed: str) -> Answer | None:
     What was written beyond the text that was to be shown counts: with it alone left, `text` is empty, and the reason is
     "length", since nobody knows whether the model would have stopped there.
     """
+    if not typed:
+        return answer
     num_left = len(answer.text) - len(typed)
     if num_left > 0:
         return msgspec.structs.replace(answer, text=answer.text[-num_left:]) if answer.text.startswith(typed) else None

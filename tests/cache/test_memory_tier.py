@@ -169,6 +169,7 @@ def test_the_rest_of_an_answer() -> None:
     answer = make_answer("ab", beyond="cd")
     assert [rest_of(answer, typed) for typed in ("b", "abx", "abcd", "abcde")] == [None] * 4
     assert rest_of(answer, "") == answer
+    assert rest_of(make_answer(""), "") == make_answer("")
     assert rest_of(answer, "abc") == make_answer("", beyond="d", finish_reason="length")
 
 
