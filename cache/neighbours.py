@@ -30,7 +30,11 @@ FEWEST_FOR_SCANN = 2_048
 """Below this many vectors comparing with all of them is as fast, and partitions could not be learnt from them."""
 _SPARE = 12
 """Neighbours asked for beyond those wanted, since some may have been deleted."""
-_REORDERED = 100
+_SEARCHED_SHARE = 0.18
+_DIMENSIONS_PER_CODE = 4
+_REORDERED = 250
+"""How many partitions are searched, how coarse the codes are and how many candidates are compared exactly: chosen on
+100,000 places of real code, `docs/decisions/0008`."""
 
 
 class Neighbours(Protocol):
@@ -143,11 +147,11 @@ class ScannNeighbours:
         builder = scann_ops_pybind.builder(np.ascontiguousarray(matrix, np.float32), 4 + _SPARE, "dot_product")
         builder = builder.set_n_training_threads(1).tree(
             num_leaves=num_leaves,
-            num_leaves_to_search=max(16, round(0.15 * num_leaves)),
+            num_leaves_to_search=max(16, round(_SEARCHED_SHARE * num_leaves)),
             training_sample_size=min(len(matrix), 50_000),
             soar_lambda=1.5,
         )
-        builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2).reorder(_REORDERED)
+        builder = builder.score_ah(_DIMENSIONS_PER_CODE, anisotropic_quantization_threshold=0.2).reorder(_REORDERED)
         self._searcher: Any = builder.build(docids=list(names))
         self._names = set(names)
         self.is_broken = False

@@ -25,7 +25,7 @@ from cache.worker import Worker
 from loadtest.benchmarks.code_places import Place, common_chars, gather_places
 
 NUM_ENTRIES = 100_000
-NUM_QUERIES = 2_000
+NUM_QUERIES = 1_000
 _NEIGHBOURS = 4
 _NUM_CHANGES = 1_000
 _ROUNDING = 1e-5
