@@ -30,9 +30,9 @@ FEWEST_FOR_SCANN = 2_048
 """Below this many vectors comparing with all of them is as fast, and partitions could not be learnt from them."""
 _SPARE = 12
 """Neighbours asked for beyond those wanted, since some may have been deleted."""
-_SEARCHED_SHARE = 0.18
+_SEARCHED_SHARE = 0.15
 _DIMENSIONS_PER_CODE = 4
-_REORDERED = 250
+_REORDERED = 200
 """How many partitions are searched, how coarse the codes are and how many candidates are compared exactly: chosen on
 100,000 places of real code, `docs/decisions/0008`."""
 
