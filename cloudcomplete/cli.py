@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cloudcomplete.commands import bench, complete, evaluate, info, replay, serve
+from cloudcomplete.commands import bench, cache, complete, evaluate, info, replay, serve
 
-COMMANDS = (serve, complete, evaluate, replay, info, bench)
+COMMANDS = (serve, complete, evaluate, replay, info, cache, bench)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,9 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _is_expected(error: Exception) -> bool:
     """Tell an error with a message for the user from a defect, whose traceback is wanted."""
+    from cache.errors import CacheError
     from cloudcomplete.errors import CommandError
     from engine.errors import EngineError
     from loadtest.errors import LoadtestError
     from server.errors import ServerError
 
-    return isinstance(error, (CommandError, EngineError, LoadtestError, ServerError))
+    return isinstance(error, (CacheError, CommandError, EngineError, LoadtestError, ServerError))

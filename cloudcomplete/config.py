@@ -6,6 +6,9 @@
     [server]
     grpc_port = 50052
 
+    [cache]
+    shared = "none"
+
 `deploy/cloudcomplete.toml` shows every setting. A name that does not exist, or a value of another type, fails at start
 and names its path.
 """
@@ -19,6 +22,7 @@ from typing import Any
 
 import msgspec
 
+from cache.config import CacheConfig
 from cloudcomplete.errors import SettingsError
 from engine.config import EngineConfig
 from server.config import ServerConfig
@@ -32,6 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     engine: EngineConfig = EngineConfig()
     server: ServerConfig = ServerConfig()
+    cache: CacheConfig = CacheConfig()
 
 
 def load_settings(path: Path | None = None, overrides: Sequence[str] = ()) -> Settings:

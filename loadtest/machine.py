@@ -8,7 +8,7 @@ import os
 import platform
 from pathlib import Path
 
-_PACKAGES = ("cloudcomplete", "jax", "jaxlib", "flax", "numpy", "grpcio", "tokenizers")
+_PACKAGES = ("cloudcomplete", "jax", "jaxlib", "flax", "numpy", "grpcio", "tokenizers", "scann")
 
 
 def describe_machine() -> dict[str, str | int]:

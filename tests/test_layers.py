@@ -27,6 +27,7 @@ def test_imports_run_downwards_only() -> None:
         ("cloudcomplete", {"jax", "grpc"}),
         ("cloudcomplete.cli", {"jax", "grpc"}),
         ("server.client", {"jax"}),
+        ("cache.completion_cache", {"jax", "grpc", "redis", "scann", "engine", "server"}),
     ],
 )
 def test_importing_a_module_brings_nothing_it_should_not_need(module: str, unwanted: set[str]) -> None:

@@ -11,6 +11,7 @@ from loadtest.benchmarks import (
     decode,
     dispatch,
     drafts,
+    embedding,
     gpu,
     int8,
     keystroke,
@@ -18,6 +19,7 @@ from loadtest.benchmarks import (
     peers,
     prefill,
     products,
+    similarity,
     stall,
 )
 from loadtest.benchmarks.machine import describe_devices
@@ -48,6 +50,7 @@ BENCHMARKS = {
         Benchmark(name="attention", summary="attention paths side by side", measure=attention.measure),
         Benchmark(name="decode", summary="tokens per second at 1, 4, 16 concurrent requests", measure=decode.measure),
         Benchmark(name="dispatch", summary="weights as plain arrays and as a module", measure=dispatch.measure),
+        Benchmark(name="embedding", summary="ways to find places with the same text", measure=embedding.measure),
         Benchmark(name="drafts", summary="tokens that drafts foresee, and what looking costs", measure=drafts.measure),
         Benchmark(name="gpu", summary="a 7 B shape in bfloat16 on a GPU", measure=gpu.measure),
         Benchmark(name="int8", summary="int8 weights over float32: speed of steps and prompts", measure=int8.measure),
@@ -55,6 +58,7 @@ BENCHMARKS = {
         Benchmark(name="layout", summary="prompt tokens that a typed character costs", measure=layout.measure),
         Benchmark(name="peers", summary="beside llama.cpp and transformers (docs/peers.md)", measure=peers.measure),
         Benchmark(name="prefill", summary="prompt tokens per second", measure=prefill.measure),
+        Benchmark(name="similarity", summary="drafts from 100,000 places of real code", measure=similarity.measure),
         Benchmark(name="products", summary="products with weights in every form", measure=products.measure),
         Benchmark(name="stall", summary="a long prompt beside running sequences", measure=stall.measure),
     )

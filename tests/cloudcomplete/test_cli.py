@@ -130,7 +130,9 @@ def test_what_a_command_cannot_use_is_one_line_and_code_1(
     assert done.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", [(), ("serve",), ("complete",), ("evaluate",), ("replay",), ("info",), ("bench",)])
+@pytest.mark.parametrize(
+    "command", [(), ("serve",), ("complete",), ("evaluate",), ("replay",), ("info",), ("cache",), ("bench",)]
+)
 def test_every_command_has_help(shell: Shell, command: tuple[str, ...]) -> None:
     done = shell(*command, "--help")
     assert done.code == 0
