@@ -28,6 +28,7 @@ from server.errors import EngineLostError, StartError
 from server.grpc_service import GrpcService
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
+from server.sessions import Sessions
 from server.wire import SERVICE_NAME
 
 Report = Callable[[str], None]
@@ -59,11 +60,12 @@ class App:
 
 
 async def build(config: ServerConfig) -> App:
-    """Make the whole object graph: lifecycle, admission, metrics → completer → gRPC service, health, reflection."""
+    """Make the whole object graph: what the completer needs → completer → gRPC service, health, reflection."""
     lifecycle = Lifecycle()
     admission = Admission(config)
     metrics = Metrics(lifecycle, admission)
-    completer = Completer(config, lifecycle, admission, metrics)
+    sessions = Sessions(config)
+    completer = Completer(config, lifecycle, admission, metrics, sessions)
     health_servicer: Any = health.aio.HealthServicer()  # type: ignore[attr-defined,unused-ignore]
     grpc_server = grpc.aio.server(
         options=[

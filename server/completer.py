@@ -1,101 +1,151 @@
-"""The use case: one request in, its outputs out, and nothing left behind. Knows no transport.
+"""The use case: one request in, the parts of its answer out, and nothing left behind. Knows no transport.
 
-Every admitted request ends in exactly one way: its outputs end with a finish, or an error is raised; in either case the
-engine holds nothing of it afterwards. The engine calls back on its own thread; here the outputs are carried over to the
-event loop.
+Every admitted request ends in exactly one way: its parts end with a finish, or an error is raised. What the engine does
+for it ends then too; in a session it goes on for a moment, since the next keystroke may adopt it. An answer is looked
+for where it costs least: the request's session, then the engine.
 """
 
 import asyncio
 import itertools
-import time
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import aclosing
 
 import msgspec
 
 from engine.errors import EngineClosedError
-from engine.types import CompletionEngine, Output
+from engine.types import CompletionEngine, Finish, Output, SamplingParams, Usage
 from server.admission import Admission
 from server.config import ServerConfig
 from server.errors import CompletionFailedError, DeadlineError, RequestCancelledError, UnavailableError
+from server.generation import Generation
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
-from server.pace import Pace
 from server.prompt import build_request
-from server.types import CompletionRequest
+from server.sessions import Session, Sessions
+from server.suggestion import Suggestion
+from server.types import AnswerPart, CompletionRequest
 
 
 class Completer:
     """Serves requests, many at once. Used from the event loop's thread only."""
 
-    def __init__(self, config: ServerConfig, lifecycle: Lifecycle, admission: Admission, metrics: Metrics) -> None:
+    def __init__(
+        self, config: ServerConfig, lifecycle: Lifecycle, admission: Admission, metrics: Metrics, sessions: Sessions
+    ) -> None:
         self._config = config
         self._lifecycle = lifecycle
         self._admission = admission
         self._metrics = metrics
+        self._sessions = sessions
         self._serial = itertools.count()
 
-    async def complete(self, request: CompletionRequest, *, deadline_s: float | None) -> AsyncGenerator[Output, None]:
-        """Yield the outputs of a request in order; the last one has `finish`. `deadline_s`: seconds left, or None.
+    async def complete(
+        self, request: CompletionRequest, *, deadline_s: float | None, tenant: str = ""
+    ) -> AsyncGenerator[AnswerPart, None]:
+        """Yield the parts of an answer in order; the last one has `finish`. `deadline_s`: seconds left, or None.
 
         Close the generator (`contextlib.aclosing`) to cancel the request. Raises the errors of `server.errors` below
         RequestFailedError, and those of the engine's `submit`.
         """
         engine = self._lifecycle.engine
         sampling = self._admission.check(request, deadline_s=deadline_s)
-        allowed_s = self._config.default_deadline_s if deadline_s is None else deadline_s
         name = request.request_id or uuid.uuid4().hex
-        engine_id = f"{name}#{next(self._serial)}"  # two clients may choose the same name; the engine's ids are unique
-        loop = asyncio.get_running_loop()
-        arrived = loop.time()
-        deadline = arrived + allowed_s
-        outputs: asyncio.Queue[Output] = asyncio.Queue()
-
-        def hand_on(output: Output) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody listens, and the engine must not be disturbed
-                loop.call_soon_threadsafe(outputs.put_nowait, output)
-
-        interval_s = 0.0 if request.is_fresh else self._config.chunk_interval_s  # an oracle is asked for every token
-        pace = Pace(hand_on, interval_s=interval_s, clock=time.monotonic)
-
-        def submit() -> None:
-            sent = build_request(request, request_id=engine_id, sampling=sampling, config=self._config)
-            engine.submit(sent, pace.take)
-
+        began_s = asyncio.get_running_loop().time()
         with self._admission.place():
-            is_begun = is_ended = False
-            submitted = loop.run_in_executor(None, submit)  # encoding a long text takes milliseconds
-            try:
-                await self._wait_for(submitted)
-                while not is_ended:
-                    try:
-                        async with asyncio.timeout_at(deadline):
-                            output = await outputs.get()
-                    except TimeoutError:
-                        raise DeadlineError(
-                            f"the request did not end within {allowed_s:.3g} s; set a longer timeout, or ask for less"
-                        ) from None
-                    is_ended = output.finish is not None
-                    self._raise_unless_answer(output)
-                    if not is_begun:
-                        self._metrics.observe_first_token(loop.time() - arrived)
-                        is_begun = True
-                    yield msgspec.structs.replace(output, request_id=name)
-            finally:
-                if not is_ended:
-                    _withdraw(engine, engine_id, submitted)
+            session = None
+            if request.session_id and not request.is_fresh:
+                session = self._sessions.session(tenant, request.session_id)
+            found = session.find(request, sampling) if session is not None else None
+            if found is not None and found.how == "ended":
+                self._metrics.observe_first_token(asyncio.get_running_loop().time() - began_s)
+                yield _rest(found.suggestion.generation, found.num_typed, name)
+                return
+            # An answer kept by the completion cache belongs here.
+            if found is not None:
+                generation, num_typed = found.suggestion.generation, found.num_typed
+            else:
+                generation, num_typed = self._begin(engine, request, sampling, name, tenant, session), 0
+            with generation.reading():
+                outputs = self._read(
+                    generation, num_typed, is_adopted=found is not None, began_s=began_s, deadline_s=deadline_s
+                )
+                async with aclosing(outputs):
+                    async for output in outputs:
+                        yield AnswerPart(
+                            request_id=name, text=output.text, logit_gap=output.logit_gap, finish=output.finish
+                        )
 
-    async def _wait_for(self, submitted: asyncio.Future[None]) -> None:
+    def _begin(
+        self,
+        engine: CompletionEngine,
+        request: CompletionRequest,
+        sampling: SamplingParams,
+        name: str,
+        tenant: str,
+        session: Session | None,
+    ) -> Generation:
+        """Submit a request to the engine, and let its session know."""
+        engine_id = f"{name}#{next(self._serial)}"  # two clients may choose the same name; the engine's ids are unique
+        generation = Generation(
+            engine,
+            engine_id,
+            linger_s=0.0 if session is None else self._config.session_linger_s,
+            # an oracle is asked for every token
+            interval_s=0.0 if request.is_fresh else self._config.chunk_interval_s,
+        )
+        draft = "" if session is None else session.draft(request)
+        generation.begin(
+            lambda: build_request(
+                request, request_id=engine_id, sampling=sampling, config=self._config, tenant=tenant, draft=draft
+            )
+        )
+        if session is not None:
+            session.remember(Suggestion(request=request, sampling=sampling, generation=generation))
+        return generation
+
+    async def _read(
+        self, generation: Generation, num_typed: int, *, is_adopted: bool, began_s: float, deadline_s: float | None
+    ) -> AsyncGenerator[Output, None]:
+        """Yield the outputs of a generation without its first `num_typed` characters, which are there already.
+
+        What an adopted one has written so far comes at once and in one.
+        """
+        allowed_s = self._config.default_deadline_s if deadline_s is None else deadline_s
+        loop = asyncio.get_running_loop()
+        await self._wait_submitted(generation)
+        so_far, number = generation.read_so_far() if is_adopted else (None, 0)
+        is_begun = False
+        while True:
+            if so_far is not None:
+                self._raise_unless_answer(generation, so_far)
+                rest = msgspec.structs.replace(so_far, text=so_far.text[num_typed:])
+                num_typed = max(0, num_typed - len(so_far.text))
+                if rest.text or rest.finish is not None:
+                    if not is_begun:
+                        self._metrics.observe_first_token(loop.time() - began_s)
+                        is_begun = True
+                    yield rest
+                if so_far.finish is not None:
+                    return
+            try:
+                async with asyncio.timeout_at(began_s + allowed_s):
+                    so_far, number = await generation.read(number)
+            except TimeoutError:
+                raise DeadlineError(
+                    f"the request did not end within {allowed_s:.3g} s; set a longer timeout, or ask for less"
+                ) from None
+
+    async def _wait_submitted(self, generation: Generation) -> None:
         """Wait until the engine has a request; raises what it refuses it with."""
         try:
-            await asyncio.shield(submitted)
+            await generation.wait_submitted()
         except EngineClosedError:
             if self._lifecycle.state == "serving":  # nobody closed it
                 self._lifecycle.is_broken.set()
             raise
 
-    def _raise_unless_answer(self, output: Output) -> None:
+    def _raise_unless_answer(self, generation: Generation, output: Output) -> None:
         """Turn an end that is no answer into its error."""
         if output.finish is None or output.finish.state == "finished":
             return
@@ -104,14 +154,18 @@ class Completer:
                 f"the server stopped after draining for {self._config.drain_s:g} s, before the request ended; "
                 "send it to another server, or raise server.drain_s"
             )
+        if generation.is_superseded:
+            raise RequestCancelledError(
+                "a newer request of the same session took the place of this one; expected one at a time; "
+                "use the newer one's answer, or give each open file a session of its own"
+            )
         if output.finish.state == "cancelled":
             raise RequestCancelledError("the engine cancelled the request; send it again if its answer is still wanted")
         raise CompletionFailedError(f"the engine failed the request: {output.finish.error or 'it gave no reason'}")
 
 
-def _withdraw(engine: CompletionEngine, engine_id: str, submitted: asyncio.Future[None]) -> None:
-    """Cancel a request; after its submission if that is still under way, since the engine does not know the id yet."""
-    if not submitted.done():
-        submitted.add_done_callback(lambda _: _withdraw(engine, engine_id, submitted))
-    elif submitted.exception() is None:
-        engine.cancel(engine_id)
+def _rest(generation: Generation, num_typed: int, name: str) -> AnswerPart:
+    """Return what is left of a generation that has ended, as a whole answer; it costs no tokens."""
+    assert generation.finish is not None, "only what has ended is a whole answer"
+    finish = Finish(state="finished", reason=generation.finish.reason, usage=Usage())
+    return AnswerPart(request_id=name, text=generation.text[num_typed:], finish=finish, source="session")

@@ -29,6 +29,18 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     chunk_interval_s: float = 0.05
     """Least seconds between two chunks of one answer, after its first text and its first whole line; 0: a chunk for
     every token."""
+    session_linger_s: float = 0.25
+    """Seconds that a request of a session goes on when its client has given it up: the next keystroke may adopt it."""
+    session_least_chars: int = 16
+    """A suggestion that its limit of tokens cut off answers later keystrokes while at least so much of it is left."""
+    session_idle_s: float = 1800.0
+    """Seconds without a request after which a session may be forgotten."""
+    session_bytes: int = 8 * 1024 * 1024
+    """Memory that the texts of one session may take; its oldest suggestions go first."""
+    sessions_bytes: int = 256 * 1024 * 1024
+    """Memory that the texts of all sessions may take; the session unused for longest goes first."""
+    max_sessions: int = 4096
+    """Most sessions kept."""
     drain_s: float = 10.0
     """Seconds that running requests get to end after the signal to stop."""
     before_lines: int = 256
@@ -53,7 +65,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise ValueError(f"{name} is {value}; expected a number above 0")
-        for name in ("drain_s", "chunk_interval_s"):
+        for name in ("drain_s", "chunk_interval_s", "session_linger_s"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more seconds")
         for chars in ("before_chars", "after_chars"):
@@ -76,6 +88,11 @@ _POSITIVE = (
     "default_max_tokens",
     "greatest_max_tokens",
     "default_deadline_s",
+    "session_least_chars",
+    "session_idle_s",
+    "session_bytes",
+    "sessions_bytes",
+    "max_sessions",
     "before_lines",
     "after_lines",
     "step_lines",
@@ -86,6 +103,7 @@ _POSITIVE = (
 _ORDERED = (
     ("default_max_tokens", "greatest_max_tokens"),
     ("max_text_bytes", "max_message_bytes"),
+    ("session_bytes", "sessions_bytes"),
     ("step_lines", "before_lines"),
     ("step_lines", "after_lines"),
 )

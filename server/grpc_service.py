@@ -35,10 +35,9 @@ class GrpcService:
     async def _complete(self, message: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
         try:
             request = wire.decode_request(message)
-            async with aclosing(self._completer.complete(request, deadline_s=context.time_remaining())) as outputs:
-                async for output in outputs:
-                    chunk = wire.encode_output(output, source="model")
-                    await context.write(chunk.SerializeToString())
+            async with aclosing(self._completer.complete(request, deadline_s=context.time_remaining())) as parts:
+                async for part in parts:
+                    await context.write(wire.encode_part(part).SerializeToString())
         except (ServerError, EngineError) as error:
             await _abort(context, error)
         except grpc.aio.AbortError:

@@ -30,7 +30,7 @@ class Pace:
     def take(self, output: Output) -> None:
         """Take an output, and hand on what is due with it."""
         if self._held is not None:
-            output = _join(self._held, output)
+            output = join(self._held, output)
         now_s = self._clock()
         ends_first_line = not self._has_line and "\n" in output.text
         if output.finish is None and now_s < self._next_s and not ends_first_line:
@@ -42,6 +42,7 @@ class Pace:
         self._hand_on(output)
 
 
-def _join(earlier: Output, later: Output) -> Output:
+def join(earlier: Output, later: Output) -> Output:
+    """Return two outputs of one answer as one."""
     gaps = [gap for gap in (earlier.logit_gap, later.logit_gap) if gap is not None]
     return msgspec.structs.replace(later, text=earlier.text + later.text, logit_gap=min(gaps, default=None))

@@ -63,9 +63,15 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def build_request(
-    request: CompletionRequest, *, request_id: str, sampling: SamplingParams, config: ServerConfig
+    request: CompletionRequest,
+    *,
+    request_id: str,
+    sampling: SamplingParams,
+    config: ServerConfig,
+    tenant: str = "",
+    draft: str = "",
 ) -> Request:
-    """Make the engine's request of a client's admitted one."""
+    """Make the engine's request of a client's admitted one; `draft` is text that is expected to come out."""
     window = cut_window(request.before, request.after, config)
     return Request(
         request_id=request_id,
@@ -75,7 +81,9 @@ def build_request(
         path=request.path or path_of_language(request.language),
         context=request.context,
         sampling=sampling,
+        tenant=tenant,
         session=request.session_id,
+        draft=draft,
         is_fresh=request.is_fresh,
     )
 

@@ -1,11 +1,22 @@
-"""The server's nouns: what a client asks (`CompletionRequest`) and what it has in the end (`Completion`).
+"""The server's nouns: what a client asks (`CompletionRequest`), gets (`AnswerPart`) and has (`Completion`).
 
 Transport-free; `wire.py` gives them their protobuf form. Knows no gRPC and no engine internals.
 """
 
+from typing import Literal
+
 import msgspec
 
-from engine.types import ContextChunk, FinishReason, Usage
+from engine.types import ContextChunk, FinishReason, Output, Usage
+
+Source = Literal["model", "session"]
+"""Where an answer came from: a model run, or what a session keeps of an earlier one."""
+
+
+class AnswerPart(Output, frozen=True, kw_only=True):
+    """New text of one answer. The last one, and only the last, has `finish`."""
+
+    source: Source = "model"
 
 
 class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,7 +76,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage
     """Tokens and seconds it took, counted by the server."""
     source: str
-    """Where the text came from: "model"."""
+    """Where the text came from: "model", "session"; "unknown" when only newer clients know."""
     parts: tuple[CompletionPart, ...]
     """The text as it came."""
     request_id: str

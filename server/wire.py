@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from google.protobuf.message import DecodeError
 
-from engine.types import ContextChunk, FinishReason, Output, Usage
+from engine.types import ContextChunk, FinishReason, Usage
 from server.errors import InvalidRequestError
 from server.proto.cloudcomplete.v1 import completion_pb2 as pb
-from server.types import Completion, CompletionPart, CompletionRequest, SamplingOptions
+from server.types import AnswerPart, Completion, CompletionPart, CompletionRequest, SamplingOptions, Source
 
 SERVICE_NAME = "cloudcomplete.v1.CompletionService"
 RETRY_AFTER_KEY = "retry-after-ms"
@@ -20,7 +20,7 @@ FINISH_REASONS: dict[FinishReason, pb.FinishReason] = {
     "length": pb.FINISH_REASON_LENGTH,
 }
 """Endings that are answers; cancelled and failed travel as status codes."""
-SOURCES: dict[str, pb.Source] = {"model": pb.SOURCE_MODEL}
+SOURCES: dict[Source, pb.Source] = {"model": pb.SOURCE_MODEL, "session": pb.SOURCE_SESSION}
 _SAMPLING_SCALARS = ("temperature", "top_k", "top_p", "seed", "max_tokens")
 
 
@@ -70,15 +70,15 @@ def encode_request(request: CompletionRequest) -> pb.CompleteRequest:
         ) from None
 
 
-def encode_output(output: Output, *, source: str) -> pb.CompletionChunk:
-    """Write one part of an answer. Outputs that end as cancelled or failed have no chunk: they are status codes."""
-    if output.finish is None:
-        return pb.CompletionChunk(text=output.text, logit_gap=output.logit_gap)
-    usage = output.finish.usage
+def encode_part(part: AnswerPart) -> pb.CompletionChunk:
+    """Write one part of an answer. Parts that end as cancelled or failed have no chunk: they are status codes."""
+    if part.finish is None:
+        return pb.CompletionChunk(text=part.text, logit_gap=part.logit_gap)
+    usage = part.finish.usage
     return pb.CompletionChunk(
-        text=output.text,
-        logit_gap=output.logit_gap,
-        finish_reason=FINISH_REASONS[output.finish.reason],
+        text=part.text,
+        logit_gap=part.logit_gap,
+        finish_reason=FINISH_REASONS[part.finish.reason],
         usage=pb.Usage(
             prompt_tokens=usage.num_prompt_tokens,
             reused_tokens=usage.num_reused_tokens,
@@ -86,8 +86,8 @@ def encode_output(output: Output, *, source: str) -> pb.CompletionChunk:
             dropped_tokens=usage.num_dropped_tokens,
         ),
         timings=pb.Timings(queue_s=usage.queue_s, first_token_s=usage.first_token_s, total_s=usage.total_s),
-        source=SOURCES[source],
-        request_id=output.request_id,
+        source=SOURCES[part.source],
+        request_id=part.request_id,
     )
 
 

@@ -23,6 +23,7 @@ from server.errors import (
 )
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
+from server.sessions import Sessions
 from server.types import CompletionRequest, SamplingOptions
 from tests.server.counting_engine import CountingEngine, expected_text
 
@@ -36,7 +37,9 @@ class Rig:
         self.lifecycle = Lifecycle()
         self.lifecycle.open(engine)
         self.admission = Admission(config)
-        self.completer = Completer(config, self.lifecycle, self.admission, Metrics(self.lifecycle, self.admission))
+        metrics = Metrics(self.lifecycle, self.admission)
+        self.sessions = Sessions(config)
+        self.completer = Completer(config, self.lifecycle, self.admission, metrics, self.sessions)
 
     def ask(
         self, before: str = "7", *, max_tokens: int = 3, deadline_s: float | None = None, request_id: str = ""

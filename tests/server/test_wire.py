@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from engine.types import ContextChunk, Finish, Output, Usage
+from engine.types import ContextChunk, Finish, Usage
 from server import wire
 from server.errors import InvalidRequestError
 from server.proto.__main__ import PROTO, ROOT, generate
 from server.proto.cloudcomplete.v1 import completion_pb2 as pb
-from server.types import CompletionPart, CompletionRequest, SamplingOptions
+from server.types import AnswerPart, CompletionPart, CompletionRequest, SamplingOptions
 
 
 def test_a_request_survives_the_way_over_the_wire() -> None:
@@ -51,7 +51,7 @@ def test_values_that_no_field_can_hold_are_refused_before_they_are_sent(request_
 
 
 def test_only_the_last_chunk_is_final_and_has_everything() -> None:
-    delta = wire.encode_output(Output(request_id="r", text="a", logit_gap=0.25), source="model")
+    delta = wire.encode_part(AnswerPart(request_id="r", text="a", logit_gap=0.25))
     assert not wire.is_final(delta)
     usage = Usage(
         num_prompt_tokens=5,
@@ -63,12 +63,12 @@ def test_only_the_last_chunk_is_final_and_has_everything() -> None:
         total_s=2.5,
     )
     finish = Finish(state="finished", reason="length", usage=usage)
-    final = wire.encode_output(Output(request_id="r", text="b", finish=finish), source="model")
+    final = wire.encode_part(AnswerPart(request_id="r", text="b", finish=finish, source="session"))
     assert wire.is_final(final)
     parts = [wire.decode_part(delta), wire.decode_part(final)]
     completion = wire.decode_completion(parts, final)
     assert [(part.text, part.logit_gap) for part in completion.parts] == [("a", 0.25), ("b", None)]
-    assert (completion.text, completion.finish_reason, completion.source) == ("ab", "length", "model")
+    assert (completion.text, completion.finish_reason, completion.source) == ("ab", "length", "session")
     assert (completion.usage, completion.request_id) == (usage, "r")
 
 

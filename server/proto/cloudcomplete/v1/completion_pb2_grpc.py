@@ -50,7 +50,8 @@ class CompletionServiceServicer:
         Status codes: INVALID_ARGUMENT (the message says what, expected, got and the remedy), RESOURCE_EXHAUSTED (full:
         trailing metadata `retry-after-ms` says when to try again; without that key the message itself was larger than the
         server takes, and trying again is of no use), UNAVAILABLE (starting or draining), DEADLINE_EXCEEDED,
-        INTERNAL. Cancelling the call, or losing the connection, frees everything the request holds.
+        INTERNAL. Cancelling the call, or losing the connection, frees everything the request holds: at
+        once, or within `server.session_linger_s` if it has a session, whose next request may adopt its work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,144 @@
+"""Keystroke sessions: what was suggested in one open file, and what of it answers the next keystroke.
+
+A session keeps its last suggestions. `Session.find` says which of them answers a request: the rest of one that has
+ended (type-through, also across lines; after a backspace an earlier one), or one that is still being written and agrees
+with all that was typed (adopted). Whatever else the session has running is superseded: cancelled in the engine.
+
+A suggestion that was cut off by its limit of tokens answers only while at least `session_least_chars` of it are left;
+then its rest is the draft of a new request. One that the model ended is complete however little is left of it.
+
+Sessions are bounded in bytes, each and in all (the one unused for longest goes first), and expire. A tenant is part of
+a session's name: another tenant's session of the same id is another session. Knows no transport and no engine.
+Used from the event loop's thread only.
+
+Invariants: after `find` at most one suggestion of a session runs, and it is the one found; `num_bytes` is what its
+suggestions take.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from engine.types import SamplingParams
+from server.config import ServerConfig
+from server.suggestion import Suggestion, is_repeatable
+from server.types import CompletionRequest
+
+MAX_SUGGESTIONS = 32
+"""Suggestions that one session keeps: enough for the backspaces that follow a typing error."""
+
+
+class Found(NamedTuple):
+    """A suggestion that answers a request."""
+
+    suggestion: Suggestion
+    num_typed: int
+    """Characters of it that stand before the cursor already."""
+    how: Literal["ended", "adopted"]
+
+
+class Session:
+    """The suggestions of one open file."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._suggestions: list[Suggestion] = []
+        self.last_used_s = 0.0
+        self.num_bytes = 0
+        """Memory that its texts take."""
+
+    def find(self, request: CompletionRequest, sampling: SamplingParams) -> Found | None:
+        """Return what answers a request, the newest first, and cancel everything else that the session has running."""
+        found = self._find(request, sampling) if is_repeatable(request, sampling) else None
+        for suggestion in self._suggestions:
+            if found is None or suggestion is not found.suggestion:
+                suggestion.generation.supersede()
+        return found
+
+    def draft(self, request: CompletionRequest) -> str:
+        """Return the text that is likeliest to come at a request that nothing answers; "" when nothing is known."""
+        drafts = (suggestion.draft_at(request) for suggestion in reversed(self._suggestions))
+        return next((draft for draft in drafts if draft), "")
+
+    def remember(self, suggestion: Suggestion) -> None:
+        """Keep a suggestion that has just begun, and forget the oldest ones where they are too many or too large."""
+        if not is_repeatable(suggestion.request, suggestion.sampling):
+            return
+        self._suggestions.append(suggestion)
+        self.num_bytes += suggestion.num_bytes
+        while len(self._suggestions) > 1 and (
+            len(self._suggestions) > MAX_SUGGESTIONS or self.num_bytes > self._config.session_bytes
+        ):
+            oldest = self._suggestions.pop(0)
+            self.num_bytes -= oldest.num_bytes
+            oldest.generation.forget()
+
+    def forget(self) -> None:
+        """Forget everything; what nobody reads is cancelled."""
+        for suggestion in self._suggestions:
+            suggestion.generation.forget()
+        self._suggestions.clear()
+        self.num_bytes = 0
+
+    def _find(self, request: CompletionRequest, sampling: SamplingParams) -> Found | None:
+        for suggestion in reversed(self._suggestions):
+            num_typed = suggestion.num_typed_at(request, sampling)
+            if num_typed is None:
+                continue
+            generation = suggestion.generation
+            if generation.is_running:
+                return Found(suggestion, num_typed, "adopted")
+            if generation.finish is None or generation.finish.state != "finished":
+                continue
+            num_left = len(generation.text) - num_typed
+            if generation.finish.reason == "stop" or num_left >= self._config.session_least_chars:
+                return Found(suggestion, num_typed, "ended")
+        return None
+
+
+class Sessions:
+    """All sessions of a server."""
+
+    def __init__(self, config: ServerConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._clock = clock
+        self._sessions: OrderedDict[tuple[str, str], Session] = OrderedDict()  # the one unused for longest first
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that all their texts take."""
+        return sum(session.num_bytes for session in self._sessions.values())
+
+    def session(self, tenant: str, session_id: str) -> Session:
+        """Return a tenant's session of a name, a new one where there is none; and forget those whose time has come."""
+        name = (tenant, session_id)
+        session = self._sessions.get(name)
+        if session is None:
+            session = self._sessions[name] = Session(self._config)
+        session.last_used_s = self._clock()
+        self._sessions.move_to_end(name)
+        self._forget_oldest()
+        return session
+
+    def close(self, tenant: str, session_id: str) -> None:
+        """Forget a session; harmless when there is none."""
+        session = self._sessions.pop((tenant, session_id), None)
+        if session is not None:
+            session.forget()
+
+    def _forget_oldest(self) -> None:
+        """Forget sessions that have expired, and the oldest ones while all of them are too large or too many."""
+        now_s = self._clock()
+        num_bytes = self.num_bytes
+        while len(self._sessions) > 1:
+            name, oldest = next(iter(self._sessions.items()))
+            is_expired = now_s - oldest.last_used_s > self._config.session_idle_s
+            is_full = num_bytes > self._config.sessions_bytes or len(self._sessions) > self._config.max_sessions
+            if not (is_expired or is_full):
+                break
+            num_bytes -= oldest.num_bytes
+            self.close(*name)

@@ -1,0 +1,63 @@
+"""A suggestion: what was asked at a place and what the engine writes there; and whether it answers a later request.
+
+While somebody types what was suggested, each new request's `before` is the old one and a beginning of the suggestion,
+and the rest of the suggestion is its answer. That holds only where everything else that shapes an answer is the same:
+the text after the cursor, path, language, context and sampling; the limit of tokens may be larger, since the rest of an
+answer never has more tokens than the whole. What is sampled with a seed is never taken over: a seed promises the text
+of exactly one request.
+
+Knows no session and no transport.
+"""
+
+import sys
+from dataclasses import dataclass
+
+from engine.types import SamplingParams
+from server.generation import Generation
+from server.types import CompletionRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suggestion:
+    """A request and its generation, running or ended."""
+
+    request: CompletionRequest
+    sampling: SamplingParams
+    """The request's, with defaults filled in."""
+    generation: Generation
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the texts of its request take."""
+        texts = (self.request.before, self.request.after, *(chunk.text for chunk in self.request.context))
+        return sum(map(sys.getsizeof, texts))
+
+    def num_typed_at(self, request: CompletionRequest, sampling: SamplingParams) -> int | None:
+        """Return how many characters of it stand before the request's cursor; None when it is no answer to that."""
+        if not _is_like(self.request, request) or not _may_continue(self.sampling, sampling):
+            return None
+        if not request.before.startswith(self.request.before):
+            return None
+        typed = request.before[len(self.request.before) :]
+        return len(typed) if self.generation.text.startswith(typed) else None
+
+    def draft_at(self, request: CompletionRequest) -> str:
+        """Return what of its text may still come at a request that it does not answer; the engine verifies it."""
+        if not request.before.startswith(self.request.before):
+            return ""
+        return self.generation.text[len(request.before) - len(self.request.before) :]
+
+
+def is_repeatable(request: CompletionRequest, sampling: SamplingParams) -> bool:
+    """Tell whether later requests may be answered from this one's answer."""
+    return sampling.temperature == 0 or request.sampling.seed is None
+
+
+def _is_like(a: CompletionRequest, b: CompletionRequest) -> bool:
+    return (a.path, a.language, a.context, a.after) == (b.path, b.language, b.context, b.after)
+
+
+def _may_continue(earlier: SamplingParams, later: SamplingParams) -> bool:
+    same = ("temperature", "top_k", "top_p", "stop")
+    is_same = all(getattr(earlier, name) == getattr(later, name) for name in same)
+    return is_same and later.max_tokens >= earlier.max_tokens
