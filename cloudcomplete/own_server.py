@@ -70,6 +70,7 @@ class OwnServer:
             self.metrics_url = f"http://{HOST}:{metrics_port}"
             options = ["--host", HOST, "--grpc-port", "0", "--port-file", str(port_file), "--stop-at-eof"]
             options += ["--set", f"server.metrics_port={metrics_port}"]
+            options += ["--set", "cache.shared=none", "--set", "cache.snapshot_s=0"]  # what it learns ends with it
             self._process = subprocess.Popen(
                 [*self._command, *options],
                 stdin=subprocess.PIPE,

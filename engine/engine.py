@@ -54,7 +54,10 @@ class Engine:
         plan: EnginePlan,
         costs: StepCosts,
         max_waiting: int,
+        identity: str = "",
     ) -> None:
+        """`identity` names all that decides an answer besides the request."""
+        self.identity = identity
         self._runner, self._tokenizer, self._template = runner, tokenizer, template
         self.plan, self.costs, self._max_waiting = plan, costs, max_waiting
         self._prefix_store = PrefixStore(plan.num_blocks)

@@ -19,6 +19,7 @@ from engine.programs import keep_compiled_programs
 from engine.runner import DeviceRunner
 from engine.thread import EngineThread
 from engine.tokenizer import Tokenizer
+from engine.weights.fingerprint import fingerprint
 from engine.weights.load import LoadedModel, load_model, read_model_config
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ def load_engine(
     template = FimTemplate.detect(tokenizer)
     paths = choose_engine_paths(config, model_config, plan)
     loaded = load_model(directory, dtype=jnp.dtype(plan.dtype), hold=paths.hold)
-    engine = build_engine(loaded, tokenizer, template, config, plan, paths, on_progress=on_progress)
+    identity = f"{fingerprint(directory)} {plan.dtype} {plan.max_context} {paths.form} {template.name}"
+    engine = build_engine(loaded, tokenizer, template, config, plan, paths, on_progress=on_progress, identity=identity)
     on_progress("ready")
     return EngineThread(engine)
 
@@ -59,6 +61,7 @@ def build_engine(
     paths: Paths,
     *,
     on_progress: Callable[[str], None],
+    identity: str = "",
 ) -> Engine:
     """Compile and warm every program for a loaded model; nothing steps the engine yet."""
     logger.info(
@@ -88,6 +91,7 @@ def build_engine(
         plan=plan,
         costs=costs,
         max_waiting=config.max_waiting,
+        identity=identity,
     )
 
 

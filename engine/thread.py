@@ -26,6 +26,11 @@ class EngineThread:
         """False once the thread has ended, by `close` or because of a defect."""
         return self._thread.is_alive()
 
+    @property
+    def identity(self) -> str:
+        """See `Engine.identity`."""
+        return self._engine.identity
+
     def submit(self, request: Request, sink: Sink) -> None:
         """See `Engine.submit`."""
         self._engine.submit(request, sink)

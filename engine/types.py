@@ -149,6 +149,10 @@ class CompletionEngine(Protocol):
     def is_alive(self) -> bool:
         """False once it has ended, by `close` or because of a defect."""
 
+    @property
+    def identity(self) -> str:
+        """Name of all that decides an answer besides the request: weights, types, layout of prompts."""
+
     def submit(self, request: Request, sink: Sink) -> None:
         """Accept a request, or raise RequestError, QueueFullError or EngineClosedError."""
 

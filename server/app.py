@@ -20,8 +20,10 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from cache.completion_cache import CompletionCache
 from engine.types import CompletionEngine
 from server.admission import Admission
+from server.answers import Answers
 from server.completer import Completer
 from server.config import ServerConfig
 from server.errors import EngineLostError, StartError
@@ -53,19 +55,24 @@ class App:
     lifecycle: Lifecycle
     admission: Admission
     completer: Completer
+    answers: Answers
     metrics: Metrics
     health: Any
     """`grpc_health.v1.health.aio.HealthServicer`, which its type stubs do not know."""
     grpc_server: grpc.aio.Server
 
 
-async def build(config: ServerConfig) -> App:
-    """Make the whole object graph: what the completer needs → completer → gRPC service, health, reflection."""
+async def build(config: ServerConfig, *, cache: CompletionCache | None = None) -> App:
+    """Make the whole object graph: what the completer needs → completer → gRPC service, health, reflection.
+
+    The app closes `cache` when it stops; None: no answers are kept.
+    """
     lifecycle = Lifecycle()
     admission = Admission(config)
     metrics = Metrics(lifecycle, admission)
     sessions = Sessions(config)
-    completer = Completer(config, lifecycle, admission, metrics, sessions)
+    answers = Answers(cache, least_chars=config.session_least_chars)
+    completer = Completer(config, lifecycle, admission, metrics, sessions, answers)
     health_servicer: Any = health.aio.HealthServicer()  # type: ignore[attr-defined,unused-ignore]
     grpc_server = grpc.aio.server(
         options=[
@@ -81,6 +88,7 @@ async def build(config: ServerConfig) -> App:
         lifecycle=lifecycle,
         admission=admission,
         completer=completer,
+        answers=answers,
         metrics=metrics,
         health=health_servicer,
         grpc_server=grpc_server,
@@ -127,6 +135,7 @@ async def stop(app: App, *, drain_s: float) -> bool:
         await asyncio.to_thread(engine.close, timeout_s=0.0)
     await app.grpc_server.stop(grace=LAST_WORDS_S)
     await asyncio.to_thread(app.metrics.close)
+    await asyncio.to_thread(app.answers.close)
     return is_drained
 
 
@@ -137,6 +146,7 @@ async def run(
     report: Report,
     port_file: Path | None = None,
     stopping: asyncio.Event | None = None,
+    cache: CompletionCache | None = None,
 ) -> None:
     """Serve until SIGTERM, SIGINT or `stopping`; a second signal ends the process at once.
 
@@ -144,7 +154,7 @@ async def run(
     while `load` still runs on its daemon thread: the caller then should leave with `os._exit`.
     """
     stopping = asyncio.Event() if stopping is None else stopping
-    app = await build(config)
+    app = await build(config, cache=cache)
     port = await start(app)
     _handle_signals(stopping, report)
     try:

@@ -2,7 +2,7 @@
 
 Every admitted request ends in exactly one way: its parts end with a finish, or an error is raised. What the engine does
 for it ends then too; in a session it goes on for a moment, since the next keystroke may adopt it. An answer is looked
-for where it costs least: the request's session, then the engine.
+for where it costs least: the request's session, the completion cache, then the engine.
 """
 
 import asyncio
@@ -10,15 +10,17 @@ import itertools
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 import msgspec
 
 from engine.errors import EngineClosedError
-from engine.types import CompletionEngine, Finish, Output, SamplingParams, Usage
+from engine.types import CompletionEngine, Finish, Output, Request, SamplingParams, Usage
 from server.admission import Admission
+from server.answers import Answers
 from server.config import ServerConfig
 from server.errors import CompletionFailedError, DeadlineError, RequestCancelledError, UnavailableError
-from server.generation import Generation
+from server.generation import Answer, Generation
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.prompt import build_request
@@ -31,13 +33,20 @@ class Completer:
     """Serves requests, many at once. Used from the event loop's thread only."""
 
     def __init__(
-        self, config: ServerConfig, lifecycle: Lifecycle, admission: Admission, metrics: Metrics, sessions: Sessions
+        self,
+        config: ServerConfig,
+        lifecycle: Lifecycle,
+        admission: Admission,
+        metrics: Metrics,
+        sessions: Sessions,
+        answers: Answers,
     ) -> None:
         self._config = config
         self._lifecycle = lifecycle
         self._admission = admission
         self._metrics = metrics
         self._sessions = sessions
+        self._answers = answers
         self._serial = itertools.count()
 
     async def complete(
@@ -61,7 +70,6 @@ class Completer:
                 self._metrics.observe_first_token(asyncio.get_running_loop().time() - began_s)
                 yield _rest(found.suggestion.generation, found.num_typed, name)
                 return
-            # An answer kept by the completion cache belongs here.
             if found is not None:
                 generation, num_typed = found.suggestion.generation, found.num_typed
             else:
@@ -73,7 +81,11 @@ class Completer:
                 async with aclosing(outputs):
                     async for output in outputs:
                         yield AnswerPart(
-                            request_id=name, text=output.text, logit_gap=output.logit_gap, finish=output.finish
+                            request_id=name,
+                            text=output.text,
+                            logit_gap=output.logit_gap,
+                            finish=output.finish,
+                            source=generation.source,
                         )
 
     def _begin(
@@ -85,7 +97,7 @@ class Completer:
         tenant: str,
         session: Session | None,
     ) -> Generation:
-        """Submit a request to the engine, and let its session know."""
+        """Begin to answer a request, from the completion cache or else by the engine, and let its session know."""
         engine_id = f"{name}#{next(self._serial)}"  # two clients may choose the same name; the engine's ids are unique
         generation = Generation(
             engine,
@@ -95,11 +107,18 @@ class Completer:
             interval_s=0.0 if request.is_fresh else self._config.chunk_interval_s,
         )
         draft = "" if session is None else session.draft(request)
-        generation.begin(
-            lambda: build_request(
-                request, request_id=engine_id, sampling=sampling, config=self._config, tenant=tenant, draft=draft
-            )
-        )
+
+        def prepare() -> Request | Answer:
+            asked = build_request(request, request_id=engine_id, sampling=sampling, config=self._config, tenant=tenant)
+            key = self._answers.key(asked, engine, has_seed=request.sampling.seed is not None)
+            if key is None:
+                return msgspec.structs.replace(asked, draft=draft)
+            if (kept := self._answers.find(key)) is not None:
+                return kept
+            generation.on_answer(partial(self._answers.keep, key))
+            return msgspec.structs.replace(asked, draft=draft or self._answers.draft(key))
+
+        generation.begin(prepare)
         if session is not None:
             session.remember(Suggestion(request=request, sampling=sampling, generation=generation))
         return generation

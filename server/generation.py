@@ -14,9 +14,21 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import reduce
+from typing import NamedTuple
 
-from engine.types import CompletionEngine, Finish, Output, Request
+from engine.types import CompletionEngine, Finish, FinishReason, Output, Request, Usage
 from server.pace import Pace, join
+from server.types import Source
+
+
+class Answer(NamedTuple):
+    """A whole answer, given before or to be kept."""
+
+    text: str
+    reason: FinishReason
+    logit_gap: float | None = None
+    """Smallest distance between the two best scores at any of its tokens; None: unknown."""
+    source: Source = "model"
 
 
 class Generation:
@@ -33,6 +45,9 @@ class Generation:
         self._submitted: asyncio.Future[None]
         self._num_readers = 0
         self._lingering: asyncio.TimerHandle | None = None
+        self.source: Source = "model"
+        """Where its text comes from."""
+        self._keep: Callable[[Answer], None] | None = None
         self.is_superseded = False
         """Cancelled because a newer request of its session took its place."""
 
@@ -52,8 +67,14 @@ class Generation:
         is_refused = self._submitted.done() and self._submitted.exception() is not None
         return self.finish is None and not is_refused and not self.is_superseded
 
-    def begin(self, build: Callable[[], Request]) -> None:
-        """Submit what `build` returns, on a thread of its own: encoding a long text takes milliseconds."""
+    def on_answer(self, keep: Callable[[Answer], None]) -> None:
+        """Hand the whole answer to `keep` when the engine has finished it; on the engine's thread."""
+        self._keep = keep
+
+    def begin(self, prepare: Callable[[], Request | Answer]) -> None:
+        """Submit what `prepare` returns, or take the answer that it has; on a thread of its own, since encoding a long
+        text takes milliseconds.
+        """
         loop = asyncio.get_running_loop()
 
         def hand_on(_: Output) -> None:
@@ -65,8 +86,20 @@ class Generation:
         def take(output: Output) -> None:
             self._outputs.append(output)
             pace.take(output)
+            if output.finish is not None and output.finish.state == "finished" and self._keep is not None:
+                gaps = [output.logit_gap for output in self._outputs if output.logit_gap is not None]
+                self._keep(Answer(text=self.text, reason=output.finish.reason, logit_gap=min(gaps, default=None)))
 
-        self._submitted = loop.run_in_executor(None, lambda: self._engine.submit(build(), take))
+        def submit() -> None:
+            prepared = prepare()
+            if isinstance(prepared, Request):
+                self._engine.submit(prepared, take)
+                return
+            self.source = prepared.source
+            finish = Finish(state="finished", reason=prepared.reason, usage=Usage())
+            take(Output(request_id=self._request_id, text=prepared.text, finish=finish))
+
+        self._submitted = loop.run_in_executor(None, submit)
         self._submitted.add_done_callback(lambda done: done.cancelled() or done.exception())  # marks it as retrieved
 
     async def wait_submitted(self) -> None:

@@ -9,7 +9,7 @@ import msgspec
 
 from engine.types import ContextChunk, FinishReason, Output, Usage
 
-Source = Literal["model", "session"]
+Source = Literal["model", "session", "memory", "type-through", "shared"]
 """Where an answer came from: a model run, or what a session keeps of an earlier one."""
 
 

@@ -20,7 +20,13 @@ FINISH_REASONS: dict[FinishReason, pb.FinishReason] = {
     "length": pb.FINISH_REASON_LENGTH,
 }
 """Endings that are answers; cancelled and failed travel as status codes."""
-SOURCES: dict[Source, pb.Source] = {"model": pb.SOURCE_MODEL, "session": pb.SOURCE_SESSION}
+SOURCES: dict[Source, pb.Source] = {
+    "model": pb.SOURCE_MODEL,
+    "session": pb.SOURCE_SESSION,
+    "memory": pb.SOURCE_MEMORY,
+    "type-through": pb.SOURCE_TYPE_THROUGH,
+    "shared": pb.SOURCE_SHARED,
+}
 _SAMPLING_SCALARS = ("temperature", "top_k", "top_p", "seed", "max_tokens")
 
 

@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     import asyncio
     import logging
 
+    from cache.completion_cache import CompletionCache
     from cloudcomplete.config import load_settings
     from engine.types import CompletionEngine
     from server import app
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
         overrides.append(f"server.grpc_port={arguments.grpc_port}")
     settings = load_settings(arguments.config, overrides)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    for package in ("engine", "server"):
+    for package in ("cache", "engine", "server"):
         logging.getLogger(package).setLevel(logging.INFO)
 
     def load(on_progress: app.Report) -> CompletionEngine:
@@ -60,11 +61,20 @@ def run(arguments: argparse.Namespace) -> None:
 
         return load_engine(arguments.model, settings.engine, on_progress=on_progress)
 
+    cache = CompletionCache(settings.cache) if settings.cache.is_enabled else None
+
     async def serve() -> None:
         stopping = asyncio.Event()
         if arguments.stop_at_eof:
             _stop_at_eof(asyncio.get_running_loop(), stopping)
-        await app.run(settings.server, load, report=_report, port_file=arguments.port_file, stopping=stopping)
+        await app.run(
+            settings.server,
+            load,
+            report=_report,
+            port_file=arguments.port_file,
+            stopping=stopping,
+            cache=cache,
+        )
 
     asyncio.run(serve())
     if any(thread.name == app.LOADING_THREAD for thread in threading.enumerate()):

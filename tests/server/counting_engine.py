@@ -54,6 +54,8 @@ class CountingEngine:
         self._thread = threading.Thread(target=self._run, name="counting-engine", daemon=True)
         self._thread.start()
 
+    identity = "counting"
+
     @property
     def is_alive(self) -> bool:
         return not self.is_closed

@@ -35,4 +35,4 @@ if __name__ == "__main__":
     loader = types.ModuleType("engine.loader")
     loader.load_engine = load_engine  # type: ignore[attr-defined]
     sys.modules["engine.loader"] = loader
-    main(["serve", *sys.argv[1:]])
+    main(["serve", "--set", "cache.shared=none", "--set", "cache.snapshot_s=0", *sys.argv[1:]])

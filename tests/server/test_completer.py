@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from cache.completion_cache import CompletionCache
 from engine.errors import EngineClosedError, QueueFullError, RequestError
 from engine.types import Output, Request, Sink
 from server.admission import Admission
+from server.answers import Answers
 from server.completer import Completer
 from server.config import ServerConfig
 from server.errors import (
@@ -31,7 +33,7 @@ from tests.server.counting_engine import CountingEngine, expected_text
 class Rig:
     """A completer on a counting engine."""
 
-    def __init__(self, engine: CountingEngine, config: ServerConfig) -> None:
+    def __init__(self, engine: CountingEngine, config: ServerConfig, cache: CompletionCache | None = None) -> None:
         self.engine = engine
         self.config = config
         self.lifecycle = Lifecycle()
@@ -39,7 +41,8 @@ class Rig:
         self.admission = Admission(config)
         metrics = Metrics(self.lifecycle, self.admission)
         self.sessions = Sessions(config)
-        self.completer = Completer(config, self.lifecycle, self.admission, metrics, self.sessions)
+        answers = Answers(cache, least_chars=config.session_least_chars)
+        self.completer = Completer(config, self.lifecycle, self.admission, metrics, self.sessions, answers)
 
     def ask(
         self, before: str = "7", *, max_tokens: int = 3, deadline_s: float | None = None, request_id: str = ""

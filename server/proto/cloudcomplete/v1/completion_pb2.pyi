@@ -18,12 +18,18 @@ class Source(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SOURCE_UNSPECIFIED: _ClassVar[Source]
     SOURCE_MODEL: _ClassVar[Source]
     SOURCE_SESSION: _ClassVar[Source]
+    SOURCE_MEMORY: _ClassVar[Source]
+    SOURCE_TYPE_THROUGH: _ClassVar[Source]
+    SOURCE_SHARED: _ClassVar[Source]
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
 SOURCE_UNSPECIFIED: Source
 SOURCE_MODEL: Source
 SOURCE_SESSION: Source
+SOURCE_MEMORY: Source
+SOURCE_TYPE_THROUGH: Source
+SOURCE_SHARED: Source
 
 class CompleteRequest(_message.Message):
     __slots__ = ("request_id", "prefix", "suffix", "path", "language", "context", "sampling", "session_id", "fresh")
