@@ -59,6 +59,7 @@ class Completer:
             found = session.find(request, sampling) if session is not None else None
             if found is not None and found.how == "ended":
                 self._metrics.observe_first_token(asyncio.get_running_loop().time() - began_s)
+                self._metrics.count_answer("session")
                 yield _rest(found.suggestion.generation, found.num_typed, name)
                 return
             # An answer kept by the completion cache belongs here.
@@ -72,6 +73,8 @@ class Completer:
                 )
                 async with aclosing(outputs):
                     async for output in outputs:
+                        if output.finish is not None:
+                            self._metrics.count_answer("model")
                         yield AnswerPart(
                             request_id=name, text=output.text, logit_gap=output.logit_gap, finish=output.finish
                         )

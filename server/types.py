@@ -13,6 +13,10 @@ Source = Literal["model", "session"]
 """Where an answer came from: a model run, or what a session keeps of an earlier one."""
 
 
+SuggestionEvent = Literal["shown", "accepted", "partly_accepted", "rejected"]
+"""What becomes of a suggestion in an editor."""
+
+
 class AnswerPart(Output, frozen=True, kw_only=True):
     """New text of one answer. The last one, and only the last, has `finish`."""
 
