@@ -171,4 +171,6 @@ def _rest(generation: Generation, num_typed: int, name: str) -> AnswerPart:
     """Return what is left of a generation that has ended, as a whole answer; it costs no tokens."""
     assert generation.finish is not None, "only what has ended is a whole answer"
     finish = Finish(state="finished", reason=generation.finish.reason, usage=Usage())
-    return AnswerPart(request_id=name, text=generation.text[num_typed:], finish=finish, source="session")
+    return AnswerPart(
+        request_id=name, text=generation.text[num_typed:], finish=finish, source="session", num_typed=num_typed
+    )

@@ -129,6 +129,7 @@ def encode_part(part: AnswerPart) -> pb.CompletionChunk:
         ),
         timings=pb.Timings(queue_s=usage.queue_s, first_token_s=usage.first_token_s, total_s=usage.total_s),
         source=SOURCES[part.source],
+        typed_chars=part.num_typed,
         request_id=part.request_id,
     )
 
@@ -161,6 +162,7 @@ def decode_completion(parts: Sequence[CompletionPart], final: pb.CompletionChunk
             total_s=final.timings.total_s,
         ),
         source=sources.get(final.source, "unknown"),
+        num_typed=final.typed_chars,
         request_id=final.request_id,
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from server.errors import BusyError
 from server.proto.cloudcomplete.v1 import completion_pb2 as pb
 from server.proto.cloudcomplete.v1 import completion_pb2_grpc
 from server.session_service import MAX_PROBLEMS, MAX_SUGGESTIONS, Outbox
@@ -281,17 +282,16 @@ def test_a_defect_names_an_incident_and_the_stream_goes_on(
     assert stream.suggestion(stream.type(1, " 3"))[0] == expected_text("3", 12)
 
 
-def test_a_full_server_says_when_to_try_again(stream: Stream, server: InProcessServer) -> None:
-    server.app.admission.place = lambda: (_ for _ in ()).throw(_busy())  # type: ignore[method-assign,assignment]
+def test_a_full_server_says_when_to_try_again(
+    stream: Stream, server: InProcessServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise BusyError("full", retry_after_s=0.25)
+
+    monkeypatch.setattr(server.app.admission, "place", refuse)
     stream.open("7")
     problem = stream.problem().problem
     assert (problem.code, problem.retry_after_ms) == (8, 250)
-
-
-def _busy() -> Exception:
-    from server.errors import BusyError
-
-    return BusyError("full", retry_after_s=0.25)
 
 
 def test_what_became_of_suggestions_is_counted_by_source(

@@ -72,7 +72,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CompletionChunk(_message.Message):
-    __slots__ = ("text", "finish_reason", "usage", "timings", "source", "request_id", "logit_gap")
+    __slots__ = ("text", "finish_reason", "usage", "timings", "source", "request_id", "logit_gap", "typed_chars")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +80,7 @@ class CompletionChunk(_message.Message):
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     LOGIT_GAP_FIELD_NUMBER: _ClassVar[int]
+    TYPED_CHARS_FIELD_NUMBER: _ClassVar[int]
     text: str
     finish_reason: FinishReason
     usage: Usage
@@ -87,7 +88,8 @@ class CompletionChunk(_message.Message):
     source: Source
     request_id: str
     logit_gap: float
-    def __init__(self, text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., source: _Optional[_Union[Source, str]] = ..., request_id: _Optional[str] = ..., logit_gap: _Optional[float] = ...) -> None: ...
+    typed_chars: int
+    def __init__(self, text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., source: _Optional[_Union[Source, str]] = ..., request_id: _Optional[str] = ..., logit_gap: _Optional[float] = ..., typed_chars: _Optional[int] = ...) -> None: ...
 
 class SessionEvent(_message.Message):
     __slots__ = ("seq", "open", "edit", "move", "shown", "accepted", "rejected", "close")
