@@ -68,6 +68,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a model ran for this query."""
     is_cut_short: bool = False
     """Whether the limit of tokens ended the text, rather than the model."""
+    num_typed: int = 0
+    """So many characters before the cursor are the beginning of an earlier suggestion, whose rest this is."""
     first_text_s: float | None = None
     """When the first text came; None when none did."""
     total_s: float = 0.0

@@ -88,6 +88,7 @@ class GrpcDialect:
             source=completion.source,
             is_from_model=completion.source == MODEL_SOURCE,
             is_cut_short=completion.finish_reason == "length",
+            num_typed=completion.num_typed,
             first_text_s=first_text_s,
             total_s=time.perf_counter() - began_s,
             num_prompt_tokens=completion.usage.num_prompt_tokens,

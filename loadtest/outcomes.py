@@ -51,6 +51,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     is_from_model: bool
     is_cut_short: bool
     """Whether the limit of tokens ended the text."""
+    num_typed: int
+    """So many characters before the cursor are the beginning of the suggestion whose rest the text is."""
     num_computed_tokens: int | None
     """Tokens a model ran over for it; None when nobody knows, as for a cancelled answer."""
     error: str | None

@@ -135,6 +135,7 @@ class Typist:
             source=reply.source if reply is not None else "",
             is_from_model=reply is None or reply.is_from_model,
             is_cut_short=reply is not None and reply.is_cut_short,
+            num_typed=reply.num_typed if reply is not None else 0,
             num_computed_tokens=reply.num_computed_tokens if reply is not None and is_whole else None,
             error=reply.error if reply is not None else None,
             error_kind=reply.error_kind if reply is not None else None,

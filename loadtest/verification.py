@@ -1,6 +1,9 @@
 """Verification: whether answers that came without the model are what the model would have said.
 
-An answer is asked for once more, afresh, and the texts are compared. They agree when they are the same, or when one was
+An answer is asked for once more, afresh, and the texts are compared. The rest of a suggestion, which a server gives to
+whoever types it, is asked for where the suggestion began: the model must say what was typed of it, and then the rest.
+(Asked in the middle of its own text a model may go on differently, since typed text is cut into other tokens than those
+it wrote, and after a line break the prompt is laid out anew.) Texts agree when they are the same, or when one was
 only cut off by the limit of tokens where the other goes on: the rest of an earlier answer is shorter than a whole one.
 Where they part, the two best logits of the fresh answer tell whether rounding could have chosen either: nearer than
 `NEAR_TIE` it is a near-tie. What is left is a false hit.
@@ -38,6 +41,10 @@ class Verification:
     async def check(self, dialect: Dialect, common: Query, keystroke: Keystroke, stored: Outcome) -> None:
         """Ask the model afresh at a keystroke and compare with what was answered there."""
         query = msgspec.structs.replace(to_query(common, keystroke), is_fresh=True)
+        if stored.num_typed:
+            begins = max(0, len(query.before) - stored.num_typed)
+            stored = msgspec.structs.replace(stored, text=query.before[begins:] + stored.text)
+            query = msgspec.structs.replace(query, before=query.before[:begins])
         fresh = await dialect.complete(query, deadline_s=DEADLINE_S)
         if fresh.error is not None:
             self.unchecked.append(fresh.error)

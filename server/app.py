@@ -30,6 +30,7 @@ from server.errors import EngineLostError, StartError
 from server.grpc_service import GrpcService
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
+from server.session_service import SessionService
 from server.sessions import Sessions
 from server.wire import SERVICE_NAME
 
@@ -54,6 +55,7 @@ class App:
     config: ServerConfig
     lifecycle: Lifecycle
     admission: Admission
+    sessions: Sessions
     completer: Completer
     answers: Answers
     metrics: Metrics
@@ -73,6 +75,7 @@ async def build(config: ServerConfig, *, cache: CompletionCache | None = None) -
     sessions = Sessions(config)
     answers = Answers(cache, least_chars=config.session_least_chars)
     completer = Completer(config, lifecycle, admission, metrics, sessions, answers)
+    session_service = SessionService(config, admission, completer, sessions, metrics)
     health_servicer: Any = health.aio.HealthServicer()  # type: ignore[attr-defined,unused-ignore]
     grpc_server = grpc.aio.server(
         options=[
@@ -80,13 +83,14 @@ async def build(config: ServerConfig, *, cache: CompletionCache | None = None) -
             ("grpc.max_receive_message_length", config.max_message_bytes),
         ]
     )
-    grpc_server.add_generic_rpc_handlers((GrpcService(completer).handler(),))
+    grpc_server.add_generic_rpc_handlers((GrpcService(completer, session_service).handler(),))
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, grpc_server)
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), grpc_server)
     app = App(
         config=config,
         lifecycle=lifecycle,
         admission=admission,
+        sessions=sessions,
         completer=completer,
         answers=answers,
         metrics=metrics,

@@ -11,6 +11,7 @@ Closing a stream, or dropping it half read, cancels the request on the server.
 import asyncio
 import ipaddress
 import math
+import queue
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
@@ -22,6 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine.types import ContextChunk
 from server import wire
+from server.editing import Editing, SuggestionUpdate
 from server.errors import (
     GRPC_CODES,
     AddressError,
@@ -144,6 +146,162 @@ class AsyncCompletionStream(AsyncIterator[str]):
         await self._deltas.aclose()
 
 
+class ClientSession:
+    """One open document: tells the server what happens to it, and iterates over how its suggestions stand.
+
+    Every method but `close` returns the number of the state that it made. Iterating blocks until something comes;
+    events may be sent from another thread meanwhile. The iteration ends when the session is closed.
+    """
+
+    def __init__(
+        self, start: Callable[[Iterator[pb.SessionEvent]], Any], common: CompletionRequest, address: str
+    ) -> None:
+        """`start` begins gRPC's call with an iterator of events."""
+        self._is_closed = False
+        self._editing = Editing(common)
+        self._address = address
+        self._lock = threading.Lock()
+        self._events: queue.SimpleQueue[pb.SessionEvent | None] = queue.SimpleQueue()
+        self._call = start(iter(self._events.get, None))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[SuggestionUpdate]:
+        return self
+
+    def __next__(self) -> SuggestionUpdate:
+        try:
+            update = next(self._call)
+        except grpc.RpcError as error:
+            if self._is_closed:
+                raise StopIteration from None
+            raise _to_error(self._address, error) from None
+        return self._editing.read(update, _to_problem)
+
+    @property
+    def text(self) -> str:
+        """The document's text."""
+        return self._editing.text
+
+    def open(self, text: str, cursor: int, *, is_quiet: bool = False) -> int:
+        """Open the document, or open it again; `cursor` is an index. `is_quiet`: ask for no suggestion."""
+        return self._send(lambda: self._editing.open(text, cursor, is_quiet=is_quiet))
+
+    def edit(self, start: int, end: int, new: str, *, cursor: int | None = None, is_quiet: bool = False) -> int:
+        """Replace `text[start:end]`; the cursor then is behind `new` unless it says otherwise."""
+        return self._send(lambda: self._editing.edit(start, end, new, cursor=cursor, is_quiet=is_quiet))
+
+    def move(self, cursor: int, *, is_quiet: bool = False) -> int:
+        """Move the cursor."""
+        return self._send(lambda: self._editing.move(cursor, is_quiet=is_quiet))
+
+    def shown(self, state: int) -> int:
+        """Tell that a state's suggestion was shown."""
+        return self._send(lambda: self._editing.shown(state))
+
+    def accepted(self, state: int, text: str = "") -> int:
+        """Tell how much of a suggestion was accepted, from its start; empty: all. The text itself comes as an edit."""
+        return self._send(lambda: self._editing.accepted(state, text))
+
+    def rejected(self, state: int) -> int:
+        """Tell that a suggestion was rejected."""
+        return self._send(lambda: self._editing.rejected(state))
+
+    def close(self) -> None:
+        """Close the document and the stream; harmless when repeated."""
+        self._is_closed = True
+        self._events.put(None)
+        self._call.cancel()
+
+    def _send(self, make: Callable[[], pb.SessionEvent]) -> int:
+        with self._lock:
+            event = make()
+            self._events.put(event)
+            return event.seq
+
+
+class AsyncClientSession:
+    """One open document: tells the server what happens to it, and iterates over how its suggestions stand.
+
+    As `ClientSession`, on an event loop; events may be sent while another task iterates.
+    """
+
+    def __init__(self, start: Callable[[], Any], common: CompletionRequest, address: str) -> None:
+        """`start` begins gRPC's call."""
+        self._is_closed = False
+        self._editing = Editing(common)
+        self._address = address
+        self._call = start()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> AsyncIterator[SuggestionUpdate]:
+        return self
+
+    async def __anext__(self) -> SuggestionUpdate:
+        try:
+            update = await self._call.read()
+        except grpc.RpcError as error:
+            raise _to_error(self._address, error) from None
+        except asyncio.CancelledError:  # of the call, or of the task that reads
+            task = asyncio.current_task()
+            if self._is_closed and not (task is not None and task.cancelling()):
+                raise StopAsyncIteration from None
+            raise
+        if update is grpc.aio.EOF:  # type: ignore[attr-defined,unused-ignore]
+            raise StopAsyncIteration
+        return self._editing.read(update, _to_problem)
+
+    @property
+    def text(self) -> str:
+        """The document's text."""
+        return self._editing.text
+
+    async def open(self, text: str, cursor: int, *, is_quiet: bool = False) -> int:
+        """Open the document, or open it again; `cursor` is an index. `is_quiet`: ask for no suggestion."""
+        return await self._send(self._editing.open(text, cursor, is_quiet=is_quiet))
+
+    async def edit(self, start: int, end: int, new: str, *, cursor: int | None = None, is_quiet: bool = False) -> int:
+        """Replace `text[start:end]`; the cursor then is behind `new` unless it says otherwise."""
+        return await self._send(self._editing.edit(start, end, new, cursor=cursor, is_quiet=is_quiet))
+
+    async def move(self, cursor: int, *, is_quiet: bool = False) -> int:
+        """Move the cursor."""
+        return await self._send(self._editing.move(cursor, is_quiet=is_quiet))
+
+    async def shown(self, state: int) -> int:
+        """Tell that a state's suggestion was shown."""
+        return await self._send(self._editing.shown(state))
+
+    async def accepted(self, state: int, text: str = "") -> int:
+        """Tell how much of a suggestion was accepted, from its start; empty: all. The text itself comes as an edit."""
+        return await self._send(self._editing.accepted(state, text))
+
+    async def rejected(self, state: int) -> int:
+        """Tell that a suggestion was rejected."""
+        return await self._send(self._editing.rejected(state))
+
+    def close(self) -> None:
+        """Close the document and the stream; harmless when repeated."""
+        self._is_closed = True
+        self._call.cancel()
+
+    async def _send(self, event: pb.SessionEvent) -> int:
+        try:
+            await self._call.write(event)
+        except grpc.RpcError as error:
+            raise _to_error(self._address, error) from None
+        return event.seq
+
+
 class Client:
     """A connection to one server, for programs that block. May be used from several threads."""
 
@@ -182,6 +340,10 @@ class Client:
         request = wire.encode_request(_to_request(before, after, options))
         deadline_s = _to_deadline(timeout_s, self._timeout_s)
         return CompletionStream(lambda: self._completions.Complete(request, timeout=deadline_s), self.address)
+
+    def session(self, **options: Unpack[RequestOptions]) -> ClientSession:
+        """Return a session for one document, to be used in a `with`; `options` hold for all its suggestions."""
+        return ClientSession(self._completions.Session, _to_common(options), self.address)
 
     def is_serving(self, *, timeout_s: float = 1.0) -> bool:
         """Tell whether the server is there, loaded and warm."""
@@ -246,6 +408,11 @@ class AsyncClient:
         ended: list[Completion] = []
         return AsyncCompletionStream(self._deltas(request, _to_deadline(timeout_s, self._timeout_s), ended), ended)
 
+    def session(self, **options: Unpack[RequestOptions]) -> AsyncClientSession:
+        """Return a session for one document, to be used in an `async with`; `options` hold for all its suggestions."""
+        stub = CompletionServiceStub(self._channel())
+        return AsyncClientSession(stub.Session, _to_common(options), self.address)
+
     async def is_serving(self, *, timeout_s: float = 1.0) -> bool:
         """Tell whether the server is there, loaded and warm."""
         health = health_pb2_grpc.HealthStub(self._channel())
@@ -308,6 +475,14 @@ def _to_request(before: str, after: str, options: RequestOptions) -> CompletionR
     return CompletionRequest(before=before, after=after, sampling=SamplingOptions(**sampling), **given)
 
 
+def _to_common(options: RequestOptions) -> CompletionRequest:
+    """Return what all requests of a session have in common; raises TypeError for what is each request's own."""
+    for name in ("request_id", "is_fresh"):
+        if name in options:
+            raise TypeError(f"{name} is an option of a single request; expected options that hold for a whole session")
+    return _to_request("", "", options)
+
+
 def _to_deadline(timeout_s: float | None, default_s: float) -> float | None:
     chosen_s = default_s if timeout_s is None else timeout_s
     if not chosen_s > 0:
@@ -330,6 +505,14 @@ def _to_error(address: str, error: grpc.RpcError) -> RequestFailedError:
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and details == "Deadline Exceeded":  # gRPC's own words
         details = f"{address} did not answer in time; set a longer timeout, or ask for less"
     return _ERRORS.get(code.name, CompletionFailedError)(details)
+
+
+def _to_problem(problem: pb.Problem) -> RequestFailedError:
+    """Turn a problem of a session back into the error that it was on the server."""
+    name = next((code.name for code in grpc.StatusCode if code.value[0] == problem.code), "INTERNAL")
+    if name == "RESOURCE_EXHAUSTED":
+        return BusyError(problem.message, retry_after_s=problem.retry_after_ms / 1000)
+    return _ERRORS.get(name, CompletionFailedError)(problem.message)
 
 
 def _cut_short(address: str) -> CompletionFailedError:

@@ -68,6 +68,7 @@ class Completer:
             found = session.find(request, sampling) if session is not None else None
             if found is not None and found.how == "ended":
                 self._metrics.observe_first_token(asyncio.get_running_loop().time() - began_s)
+                self._metrics.count_answer("session")
                 yield _rest(found.suggestion.generation, found.num_typed, name)
                 return
             if found is not None:
@@ -80,6 +81,8 @@ class Completer:
                 )
                 async with aclosing(outputs):
                     async for output in outputs:
+                        if output.finish is not None:
+                            self._metrics.count_answer(generation.source)
                         yield AnswerPart(
                             request_id=name,
                             text=output.text,
@@ -187,4 +190,6 @@ def _rest(generation: Generation, num_typed: int, name: str) -> AnswerPart:
     """Return what is left of a generation that has ended, as a whole answer; it costs no tokens."""
     assert generation.finish is not None, "only what has ended is a whole answer"
     finish = Finish(state="finished", reason=generation.finish.reason, usage=Usage())
-    return AnswerPart(request_id=name, text=generation.text[num_typed:], finish=finish, source="session")
+    return AnswerPart(
+        request_id=name, text=generation.text[num_typed:], finish=finish, source="session", num_typed=num_typed
+    )

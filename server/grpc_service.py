@@ -8,6 +8,7 @@ handler; `aclosing` then closes the completer's generator, whose `finally` cance
 import logging
 import math
 import uuid
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -17,6 +18,7 @@ from engine.errors import EngineError, QueueFullError
 from server import wire
 from server.completer import Completer
 from server.errors import BusyError, ServerError, grpc_code
+from server.session_service import SessionService
 
 _log = logging.getLogger(__name__)
 
@@ -24,13 +26,16 @@ _log = logging.getLogger(__name__)
 class GrpcService:
     """`cloudcomplete.v1.CompletionService`."""
 
-    def __init__(self, completer: Completer) -> None:
+    def __init__(self, completer: Completer, session_service: SessionService) -> None:
         self._completer = completer
+        self._session_service = session_service
 
     def handler(self) -> Any:
         """Return the handler to add to a `grpc.aio` server."""
         complete: Any = grpc.unary_stream_rpc_method_handler(self._complete)  # no serialisers: bytes in, bytes out
-        return grpc.method_handlers_generic_handler(wire.SERVICE_NAME, {"Complete": complete})
+        session: Any = grpc.stream_stream_rpc_method_handler(self._session)
+        handlers = {"Complete": complete, "Session": session}
+        return grpc.method_handlers_generic_handler(wire.SERVICE_NAME, handlers)
 
     async def _complete(self, message: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
         try:
@@ -49,6 +54,9 @@ class GrpcService:
                 grpc.StatusCode.INTERNAL,
                 f"the request failed unexpectedly; see incident {incident} in the server's log",
             )
+
+    async def _session(self, messages: AsyncIterator[bytes], context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+        await self._session_service.serve(messages, context.write)
 
 
 async def _abort(context: "grpc.aio.ServicerContext[bytes, bytes]", error: ServerError | EngineError) -> None:

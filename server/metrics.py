@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from threading import Thread
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from engine.types import EngineStats
 from server.admission import Admission
 from server.lifecycle import Lifecycle
+from server.types import Source, SuggestionEvent
 
 PREFIX = "cloudcomplete_"
 FIRST_TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -33,11 +34,28 @@ class Metrics:
             buckets=FIRST_TOKEN_BUCKETS_S,
             registry=self._registry,
         )
+        self._answers = Counter(
+            f"{PREFIX}answers", "Answers by where they came from", labelnames=["source"], registry=self._registry
+        )
+        self._suggestions = Counter(
+            f"{PREFIX}suggestions",
+            "What became of suggestions that clients of sessions told of, by where they came from",
+            labelnames=["event", "source"],
+            registry=self._registry,
+        )
         self._serving: tuple[Any, Thread] | None = None
 
     def observe_first_token(self, seconds: float) -> None:
         """Count one request's time to its first token."""
         self._first_token.observe(seconds)
+
+    def count_answer(self, source: Source) -> None:
+        """Count one answer that is whole."""
+        self._answers.labels(source=source).inc()
+
+    def count_suggestion(self, event: SuggestionEvent, source: Source) -> None:
+        """Count what became of a suggestion."""
+        self._suggestions.labels(event=event, source=source).inc()
 
     def open(self, host: str, port: int) -> int:
         """Serve from now on and return the port; raises OSError. The thread ends with the process, or by `close`."""

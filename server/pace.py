@@ -9,10 +9,13 @@ Invariant: the texts handed on, joined, are the texts taken; the last output is 
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
 from engine.types import Output
+
+AnyOutput = TypeVar("AnyOutput", bound=Output)
 
 
 class Pace:
@@ -42,7 +45,7 @@ class Pace:
         self._hand_on(output)
 
 
-def join(earlier: Output, later: Output) -> Output:
+def join(earlier: AnyOutput, later: AnyOutput) -> AnyOutput:
     """Return two outputs of one answer as one."""
     gaps = [gap for gap in (earlier.logit_gap, later.logit_gap) if gap is not None]
     return msgspec.structs.replace(later, text=earlier.text + later.text, logit_gap=min(gaps, default=None))

@@ -1,8 +1,9 @@
-"""Keystroke sessions: what was suggested in one open file, and what of it answers the next keystroke.
+"""Keystroke sessions: an open file, what was suggested in it, and what of that answers the next keystroke.
 
-A session keeps its last suggestions. `Session.find` says which of them answers a request: the rest of one that has
-ended (type-through, also across lines; after a backspace an earlier one), or one that is still being written and agrees
-with all that was typed (adopted). Whatever else the session has running is superseded: cancelled in the engine.
+A session keeps its document, where a stream sends one, and its last suggestions. `Session.find` says which of those
+answers a request: the rest of one that has ended (type-through, also across lines; after a backspace an earlier one),
+or one that is still being written and agrees with all that was typed (adopted). Whatever else the session has running
+is superseded: cancelled in the engine.
 
 A suggestion that was cut off by its limit of tokens answers only while at least `session_least_chars` of it are left;
 then its rest is the draft of a new request. One that the model ended is complete however little is left of it.
@@ -22,6 +23,7 @@ from typing import Literal, NamedTuple
 
 from engine.types import SamplingParams
 from server.config import ServerConfig
+from server.document import Document
 from server.suggestion import Suggestion, is_repeatable
 from server.types import CompletionRequest
 
@@ -44,9 +46,15 @@ class Session:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._suggestions: list[Suggestion] = []
+        self._suggestion_bytes = 0
+        self.document: Document | None = None
+        """The open document, where a stream keeps one."""
         self.last_used_s = 0.0
-        self.num_bytes = 0
+
+    @property
+    def num_bytes(self) -> int:
         """Memory that its texts take."""
+        return self._suggestion_bytes + (0 if self.document is None else self.document.num_bytes)
 
     def find(self, request: CompletionRequest, sampling: SamplingParams) -> Found | None:
         """Return what answers a request, the newest first, and cancel everything else that the session has running."""
@@ -66,12 +74,12 @@ class Session:
         if not is_repeatable(suggestion.request, suggestion.sampling):
             return
         self._suggestions.append(suggestion)
-        self.num_bytes += suggestion.num_bytes
+        self._suggestion_bytes += suggestion.num_bytes
         while len(self._suggestions) > 1 and (
             len(self._suggestions) > MAX_SUGGESTIONS or self.num_bytes > self._config.session_bytes
         ):
             oldest = self._suggestions.pop(0)
-            self.num_bytes -= oldest.num_bytes
+            self._suggestion_bytes -= oldest.num_bytes
             oldest.generation.forget()
 
     def forget(self) -> None:
@@ -79,7 +87,8 @@ class Session:
         for suggestion in self._suggestions:
             suggestion.generation.forget()
         self._suggestions.clear()
-        self.num_bytes = 0
+        self._suggestion_bytes = 0
+        self.document = None
 
     def _find(self, request: CompletionRequest, sampling: SamplingParams) -> Found | None:
         for suggestion in reversed(self._suggestions):
@@ -123,6 +132,11 @@ class Sessions:
         self._sessions.move_to_end(name)
         self._forget_oldest()
         return session
+
+    def document(self, tenant: str, session_id: str) -> Document | None:
+        """Return a session's open document; None when there is none, or when it has been forgotten."""
+        session = self._sessions.get((tenant, session_id))
+        return None if session is None else session.document
 
     def close(self, tenant: str, session_id: str) -> None:
         """Forget a session; harmless when there is none."""

@@ -13,10 +13,16 @@ Source = Literal["model", "session", "memory", "type-through", "shared"]
 """Where an answer came from: a model run, or what a session keeps of an earlier one."""
 
 
+SuggestionEvent = Literal["shown", "accepted", "partly_accepted", "rejected"]
+"""What becomes of a suggestion in an editor."""
+
+
 class AnswerPart(Output, frozen=True, kw_only=True):
     """New text of one answer. The last one, and only the last, has `finish`."""
 
     source: Source = "model"
+    num_typed: int = 0
+    """Of a whole answer from a session: characters before the cursor that are the beginning of the suggestion."""
 
 
 class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,6 +83,9 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens and seconds it took, counted by the server."""
     source: str
     """Where the text came from: "model", "session"; "unknown" when only newer clients know."""
+    num_typed: int
+    """With source "session": so many characters before the cursor are the beginning of the suggestion whose rest this
+    is. Asked so far back, the model writes those and this."""
     parts: tuple[CompletionPart, ...]
     """The text as it came."""
     request_id: str

@@ -3,7 +3,7 @@
 On the wire the text left and right of the cursor is `prefix` and `suffix`, here it is `before` and `after`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from google.protobuf.message import DecodeError
 
@@ -39,25 +39,44 @@ def decode_request(message: bytes) -> CompletionRequest:
             f"the message of {len(message)} bytes is not a CompleteRequest ({error}); "
             "expected protobuf as in completion.proto with valid UTF-8; decode a file's text before sending it"
         ) from None
-    sampling = request.sampling
-    chosen = {name: getattr(sampling, name) for name in _SAMPLING_SCALARS if sampling.HasField(name)}
     return CompletionRequest(
         before=request.prefix,
         after=request.suffix,
         request_id=request.request_id,
         path=request.path,
         language=request.language,
-        context=tuple(ContextChunk(path=chunk.path, text=chunk.text) for chunk in request.context),
-        sampling=SamplingOptions(**chosen, stop=tuple(sampling.stop)),
+        context=_decode_context(request.context),
+        sampling=_decode_sampling(request.sampling),
         session_id=request.session_id,
         is_fresh=request.fresh,
     )
 
 
+def decode_event(message: bytes) -> pb.SessionEvent:
+    """Read a `SessionEvent`; raises InvalidRequestError for bytes that are none, and for invalid UTF-8."""
+    try:
+        return pb.SessionEvent.FromString(message)
+    except DecodeError as error:
+        raise InvalidRequestError(
+            f"the message of {len(message)} bytes is not a SessionEvent ({error}); expected protobuf as in "
+            "completion.proto with valid UTF-8; decode the file's text, and open the document again with it"
+        ) from None
+
+
+def decode_open(opened: pb.OpenDocument) -> CompletionRequest:
+    """Return what all requests about an opened document have in common."""
+    return CompletionRequest(
+        before="",
+        path=opened.path,
+        language=opened.language,
+        context=_decode_context(opened.context),
+        sampling=_decode_sampling(opened.sampling),
+        session_id=opened.session_id,
+    )
+
+
 def encode_request(request: CompletionRequest) -> pb.CompleteRequest:
     """Write a `CompleteRequest`; raises InvalidRequestError for values that no field of the wire can hold."""
-    options = request.sampling
-    chosen = {name: value for name in _SAMPLING_SCALARS if (value := getattr(options, name)) is not None}
     try:
         return pb.CompleteRequest(
             prefix=request.before,
@@ -65,15 +84,38 @@ def encode_request(request: CompletionRequest) -> pb.CompleteRequest:
             request_id=request.request_id,
             path=request.path,
             language=request.language,
-            context=[pb.ContextChunk(path=chunk.path, text=chunk.text) for chunk in request.context],
-            sampling=pb.Sampling(**chosen, stop=options.stop),
+            context=_encode_context(request),
+            sampling=_encode_sampling(request),
             session_id=request.session_id,
             fresh=request.is_fresh,
         )
     except (ValueError, TypeError) as error:  # lone surrogates, numbers beyond 32 bits, values of another type
-        raise InvalidRequestError(
-            f"the request cannot be sent: {error}; expected text that is valid Unicode and 32-bit numbers"
-        ) from None
+        raise _unsendable(error) from None
+
+
+def encode_open(common: CompletionRequest, text: str, cursor: int, *, is_quiet: bool) -> pb.OpenDocument:
+    """Write what opens a document; raises InvalidRequestError as `encode_request` does."""
+    try:
+        return pb.OpenDocument(
+            session_id=common.session_id,
+            path=common.path,
+            language=common.language,
+            context=_encode_context(common),
+            sampling=_encode_sampling(common),
+            text=text,
+            cursor=cursor,
+            quiet=is_quiet,
+        )
+    except (ValueError, TypeError) as error:
+        raise _unsendable(error) from None
+
+
+def encode_patch(start: int, end: int, text: str) -> pb.Patch:
+    """Write a patch, in UTF-16 code units; raises InvalidRequestError for text that is not Unicode."""
+    try:
+        return pb.Patch(start=start, end=end, text=text)
+    except ValueError as error:
+        raise _unsendable(error) from None
 
 
 def encode_part(part: AnswerPart) -> pb.CompletionChunk:
@@ -93,6 +135,7 @@ def encode_part(part: AnswerPart) -> pb.CompletionChunk:
         ),
         timings=pb.Timings(queue_s=usage.queue_s, first_token_s=usage.first_token_s, total_s=usage.total_s),
         source=SOURCES[part.source],
+        typed_chars=part.num_typed,
         request_id=part.request_id,
     )
 
@@ -125,5 +168,31 @@ def decode_completion(parts: Sequence[CompletionPart], final: pb.CompletionChunk
             total_s=final.timings.total_s,
         ),
         source=sources.get(final.source, "unknown"),
+        num_typed=final.typed_chars,
         request_id=final.request_id,
+    )
+
+
+def _decode_context(chunks: Iterable[pb.ContextChunk]) -> tuple[ContextChunk, ...]:
+    return tuple(ContextChunk(path=chunk.path, text=chunk.text) for chunk in chunks)
+
+
+def _encode_context(request: CompletionRequest) -> list[pb.ContextChunk]:
+    return [pb.ContextChunk(path=chunk.path, text=chunk.text) for chunk in request.context]
+
+
+def _decode_sampling(sampling: pb.Sampling) -> SamplingOptions:
+    chosen = {name: getattr(sampling, name) for name in _SAMPLING_SCALARS if sampling.HasField(name)}
+    return SamplingOptions(**chosen, stop=tuple(sampling.stop))
+
+
+def _encode_sampling(request: CompletionRequest) -> pb.Sampling:
+    options = request.sampling
+    chosen = {name: value for name in _SAMPLING_SCALARS if (value := getattr(options, name)) is not None}
+    return pb.Sampling(**chosen, stop=options.stop)
+
+
+def _unsendable(error: Exception) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"the request cannot be sent: {error}; expected text that is valid Unicode and 32-bit numbers"
     )

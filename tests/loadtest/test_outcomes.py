@@ -33,6 +33,7 @@ def outcome(number: int, **values: Any) -> Outcome:
         "source": "model",
         "is_from_model": True,
         "is_cut_short": False,
+        "num_typed": 0,
         "num_computed_tokens": 4,
         "error": None,
         "error_kind": None,

@@ -46,6 +46,17 @@ def test_answers_agree_or_part_where_the_model_was_torn_or_not(
     assert compare(stored, model) == verdict
 
 
+@pytest.mark.parametrize(("text", "verdict"), [("uv w", "same"), ("uv x", "false hit"), ("ux w", "false hit")])
+def test_the_rest_of_a_suggestion_is_asked_for_where_the_suggestion_began(text: str, verdict: Verdict) -> None:
+    verification = Verification()
+    keystroke = Keystroke(before="a uv", after="b", document="d", next_chars="", line=None)
+    stored = outcome(0, text=" w", num_typed=2, is_from_model=False, source="session")
+    dialect = TimedDialect(lambda query: Answer(reply=fresh(text)))
+    run_virtual(verification.check(dialect, Query(before="", session_id="s"), keystroke, stored))
+    assert verification.counts[verdict] == verification.num_checked == 1
+    assert [query.before for _, query in dialect.asked] == ["a "]
+
+
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [

@@ -12,6 +12,7 @@ import pytest
 
 from engine.types import ContextChunk
 from server.client import AsyncClient, Client
+from server.editing import SuggestionUpdate
 from server.errors import (
     AddressError,
     BusyError,
@@ -22,7 +23,7 @@ from server.errors import (
     RequestFailedError,
     UnavailableError,
 )
-from tests.server.counting_engine import CountingEngine
+from tests.server.counting_engine import CountingEngine, expected_text
 from tests.server.in_process_server import InProcessServer
 
 
@@ -328,3 +329,92 @@ def test_a_proxy_for_the_outside_world_is_not_used_for_this_machine(
     monkeypatch.setenv("grpc_proxy", "http://192.0.2.1:9")
     with InProcessServer(engine) as server, Client(server.address) as client:
         assert client.complete("7", max_tokens=1).text == "8 "
+
+
+def test_a_session_follows_a_document_and_answers_typing_from_what_it_suggested(engine: CountingEngine) -> None:
+    whole = expected_text("7", 12)
+    with InProcessServer(engine) as server, Client(server.address) as client:
+        with client.session(path="a.py", max_tokens=12) as session:
+            opened = session.open("🙂 = 7\n", 5)
+            *_, last = until_whole(session, opened)
+            assert last.completion is not None
+            assert (last.text, last.completion.source) == (whole, "model")
+            assert session.shown(opened) == opened + 1
+            typed = session.edit(5, 5, "8 ")
+            *_, last = until_whole(session, typed)
+            assert last.completion is not None
+            assert (last.text, last.completion.source, session.text) == (whole[2:], "session", "🙂 = 78 \n")
+            session.accepted(typed, "9 ")
+            session.rejected(typed)
+            until_whole(session, session.move(5))
+        assert list(session) == []
+        session.close()
+    assert (engine.seen[0].path, engine.seen[0].before, engine.seen[0].after) == ("a.py", "🙂 = 7", "\n")
+
+
+def until_whole(session: Any, state: int) -> list[SuggestionUpdate]:
+    """Read updates until a state's suggestion is whole."""
+    updates: list[SuggestionUpdate] = []
+    while not updates or updates[-1].completion is None:
+        updates.append(next(session))
+        assert (updates[-1].state, updates[-1].error) == (state, None)
+    return updates
+
+
+def test_a_session_says_what_went_wrong_and_goes_on_when_opened_again(engine: CountingEngine) -> None:
+    with InProcessServer(engine) as server, Client(server.address) as client, client.session() as session:
+        session.open("a\0", 0)
+        update = next(session)
+        assert isinstance(update.error, InvalidRequestError)
+        assert update.needs_text
+        assert until_whole(session, session.open("7", 1, is_quiet=False))
+
+
+def test_what_is_no_place_in_the_text_is_refused_before_it_is_sent(engine: CountingEngine) -> None:
+    with InProcessServer(engine) as server, Client(server.address) as client, client.session() as session:
+        session.open("7", 1, is_quiet=True)
+        with pytest.raises(ValueError, match="the cursor is at 2; expected 0 to 1, an index into the text"):
+            session.move(2)
+        with pytest.raises(ValueError, match="the edit is from 0 to 2; expected a part of the text, 0 to 1"):
+            session.edit(0, 2, "")
+        with pytest.raises(ValueError, match="the cursor is at 5"):
+            session.edit(0, 0, "x", cursor=5)
+        with pytest.raises(InvalidRequestError, match="the request cannot be sent"):
+            session.edit(0, 0, "\ud800")
+        assert session.text == "7"
+        until_whole(session, session.edit(1, 1, "1"))
+
+
+def test_a_session_takes_no_options_of_single_requests() -> None:
+    with Client(unused_address()) as client, pytest.raises(TypeError, match="is_fresh is an option of a single reque"):
+        client.session(is_fresh=True)
+
+
+def test_a_session_with_a_server_that_is_not_there_says_so() -> None:
+    with Client(unused_address()) as client, client.session() as session, pytest.raises(UnavailableError):
+        next(session)
+
+
+def test_the_asynchronous_session_does_the_same(engine: CountingEngine) -> None:
+    async def scenario(address: str) -> None:
+        async with AsyncClient(address) as client, client.session(max_tokens=12) as session:
+            assert await session.open("7", 1) == 1
+            async for update in session:
+                if update.completion is not None:
+                    break
+            assert update.text == expected_text("7", 12)
+            assert [await session.shown(1), await session.accepted(1, "8"), await session.rejected(1)] == [2, 3, 4]
+            typed = await session.edit(1, 1, "8 9 ")
+            update = await anext(session)
+            assert update.completion is not None
+            assert (update.state, update.completion.source) == (typed, "session")
+            assert session.text == "78 9 "
+            await session.move(0, is_quiet=True)
+            reading = asyncio.create_task(anext(session))
+            await asyncio.sleep(0.01)
+            session.close()
+            with pytest.raises(StopAsyncIteration):
+                await reading
+
+    with InProcessServer(engine) as server:
+        asyncio.run(scenario(server.address))

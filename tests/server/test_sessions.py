@@ -56,6 +56,7 @@ def test_a_rest_costs_no_tokens_and_says_why_the_whole_ended() -> None:
         assert part.request_id == "r"
         assert part.finish is not None
         assert (part.finish.reason, part.finish.usage.num_generated_tokens) == ("length", 0)
+        assert part.num_typed == 3
 
     play(scenario)
 

@@ -63,12 +63,13 @@ def test_only_the_last_chunk_is_final_and_has_everything() -> None:
         total_s=2.5,
     )
     finish = Finish(state="finished", reason="length", usage=usage)
-    final = wire.encode_part(AnswerPart(request_id="r", text="b", finish=finish, source="session"))
+    final = wire.encode_part(AnswerPart(request_id="r", text="b", finish=finish, source="session", num_typed=4))
     assert wire.is_final(final)
     parts = [wire.decode_part(delta), wire.decode_part(final)]
     completion = wire.decode_completion(parts, final)
     assert [(part.text, part.logit_gap) for part in completion.parts] == [("a", 0.25), ("b", None)]
     assert (completion.text, completion.finish_reason, completion.source) == ("ab", "length", "session")
+    assert completion.num_typed == 4
     assert (completion.usage, completion.request_id) == (usage, "r")
 
 

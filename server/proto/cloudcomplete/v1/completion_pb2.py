@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.server/proto/cloudcomplete/v1/completion.proto\x12\x10\x63loudcomplete.v1\"\xe7\x01\n\x0f\x43ompleteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\x0e\n\x06suffix\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x10\n\x08language\x18\x05 \x01(\t\x12/\n\x07\x63ontext\x18\x06 \x03(\x0b\x32\x1e.cloudcomplete.v1.ContextChunk\x12,\n\x08sampling\x18\x07 \x01(\x0b\x32\x1a.cloudcomplete.v1.Sampling\x12\x12\n\nsession_id\x18\x08 \x01(\t\x12\r\n\x05\x66resh\x18\t \x01(\x08\"*\n\x0c\x43ontextChunk\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xc2\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\tB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x07\n\x05_seedB\r\n\x0b_max_tokens\"\x8e\x02\n\x0f\x43ompletionChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x35\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x1e.cloudcomplete.v1.FinishReason\x12&\n\x05usage\x18\x03 \x01(\x0b\x32\x17.cloudcomplete.v1.Usage\x12*\n\x07timings\x18\x04 \x01(\x0b\x32\x19.cloudcomplete.v1.Timings\x12(\n\x06source\x18\x05 \x01(\x0e\x32\x18.cloudcomplete.v1.Source\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x16\n\tlogit_gap\x18\x07 \x01(\x02H\x00\x88\x01\x01\x42\x0c\n\n_logit_gap\"g\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rreused_tokens\x18\x02 \x01(\r\x12\x18\n\x10generated_tokens\x18\x03 \x01(\r\x12\x16\n\x0e\x64ropped_tokens\x18\x04 \x01(\r\"B\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x15\n\rfirst_token_s\x18\x02 \x01(\x01\x12\x0f\n\x07total_s\x18\x03 \x01(\x01*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*\x85\x01\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSOURCE_MODEL\x10\x01\x12\x12\n\x0eSOURCE_SESSION\x10\x02\x12\x11\n\rSOURCE_MEMORY\x10\x03\x12\x17\n\x13SOURCE_TYPE_THROUGH\x10\x04\x12\x11\n\rSOURCE_SHARED\x10\x05\x32g\n\x11\x43ompletionService\x12R\n\x08\x43omplete\x12!.cloudcomplete.v1.CompleteRequest\x1a!.cloudcomplete.v1.CompletionChunk0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.server/proto/cloudcomplete/v1/completion.proto\x12\x10\x63loudcomplete.v1\"\xe7\x01\n\x0f\x43ompleteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\x0e\n\x06suffix\x18\x03 \x01(\t\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x10\n\x08language\x18\x05 \x01(\t\x12/\n\x07\x63ontext\x18\x06 \x03(\x0b\x32\x1e.cloudcomplete.v1.ContextChunk\x12,\n\x08sampling\x18\x07 \x01(\x0b\x32\x1a.cloudcomplete.v1.Sampling\x12\x12\n\nsession_id\x18\x08 \x01(\t\x12\r\n\x05\x66resh\x18\t \x01(\x08\"*\n\x0c\x43ontextChunk\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\xc2\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\tB\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x07\n\x05_seedB\r\n\x0b_max_tokens\"\xa3\x02\n\x0f\x43ompletionChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x35\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x1e.cloudcomplete.v1.FinishReason\x12&\n\x05usage\x18\x03 \x01(\x0b\x32\x17.cloudcomplete.v1.Usage\x12*\n\x07timings\x18\x04 \x01(\x0b\x32\x19.cloudcomplete.v1.Timings\x12(\n\x06source\x18\x05 \x01(\x0e\x32\x18.cloudcomplete.v1.Source\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x16\n\tlogit_gap\x18\x07 \x01(\x02H\x00\x88\x01\x01\x12\x13\n\x0btyped_chars\x18\x08 \x01(\rB\x0c\n\n_logit_gap\"\x8c\x03\n\x0cSessionEvent\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12.\n\x04open\x18\x02 \x01(\x0b\x32\x1e.cloudcomplete.v1.OpenDocumentH\x00\x12.\n\x04\x65\x64it\x18\x03 \x01(\x0b\x32\x1e.cloudcomplete.v1.EditDocumentH\x00\x12,\n\x04move\x18\x04 \x01(\x0b\x32\x1c.cloudcomplete.v1.MoveCursorH\x00\x12\x32\n\x05shown\x18\x05 \x01(\x0b\x32!.cloudcomplete.v1.SuggestionShownH\x00\x12\x38\n\x08\x61\x63\x63\x65pted\x18\x06 \x01(\x0b\x32$.cloudcomplete.v1.SuggestionAcceptedH\x00\x12\x38\n\x08rejected\x18\x07 \x01(\x0b\x32$.cloudcomplete.v1.SuggestionRejectedH\x00\x12\x30\n\x05\x63lose\x18\x08 \x01(\x0b\x32\x1f.cloudcomplete.v1.CloseDocumentH\x00\x42\x07\n\x05\x65vent\"\xce\x01\n\x0cOpenDocument\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x10\n\x08language\x18\x03 \x01(\t\x12/\n\x07\x63ontext\x18\x04 \x03(\x0b\x32\x1e.cloudcomplete.v1.ContextChunk\x12,\n\x08sampling\x18\x05 \x01(\x0b\x32\x1a.cloudcomplete.v1.Sampling\x12\x0c\n\x04text\x18\x06 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x07 \x01(\r\x12\r\n\x05quiet\x18\x08 \x01(\x08\"w\n\x0c\x45\x64itDocument\x12(\n\x07patches\x18\x01 \x03(\x0b\x32\x17.cloudcomplete.v1.Patch\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\r\x12\r\n\x05quiet\x18\x03 \x01(\x08\x12\x13\n\x06length\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\t\n\x07_length\"1\n\x05Patch\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\"+\n\nMoveCursor\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\r\x12\r\n\x05quiet\x18\x02 \x01(\x08\"%\n\x0fSuggestionShown\x12\x12\n\nsuggestion\x18\x01 \x01(\x04\"8\n\x12SuggestionAccepted\x12\x12\n\nsuggestion\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\r\"(\n\x12SuggestionRejected\x12\x12\n\nsuggestion\x18\x01 \x01(\x04\"\x0f\n\rCloseDocument\"\x8d\x01\n\rSessionUpdate\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x37\n\nsuggestion\x18\x02 \x01(\x0b\x32!.cloudcomplete.v1.CompletionChunkH\x00\x12,\n\x07problem\x18\x03 \x01(\x0b\x32\x19.cloudcomplete.v1.ProblemH\x00\x42\x08\n\x06update\"T\n\x07Problem\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\nneeds_text\x18\x03 \x01(\x08\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\r\"g\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rreused_tokens\x18\x02 \x01(\r\x12\x18\n\x10generated_tokens\x18\x03 \x01(\r\x12\x16\n\x0e\x64ropped_tokens\x18\x04 \x01(\r\"B\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x15\n\rfirst_token_s\x18\x02 \x01(\x01\x12\x0f\n\x07total_s\x18\x03 \x01(\x01*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*\x85\x01\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x10\n\x0cSOURCE_MODEL\x10\x01\x12\x12\n\x0eSOURCE_SESSION\x10\x02\x12\x11\n\rSOURCE_MEMORY\x10\x03\x12\x17\n\x13SOURCE_TYPE_THROUGH\x10\x04\x12\x11\n\rSOURCE_SHARED\x10\x05\x32\xb7\x01\n\x11\x43ompletionService\x12R\n\x08\x43omplete\x12!.cloudcomplete.v1.CompleteRequest\x1a!.cloudcomplete.v1.CompletionChunk0\x01\x12N\n\x07Session\x12\x1e.cloudcomplete.v1.SessionEvent\x1a\x1f.cloudcomplete.v1.SessionUpdate(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'server.proto.cloudcomplete.v1.completion_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=989
-  _globals['_FINISHREASON']._serialized_end=1084
-  _globals['_SOURCE']._serialized_start=1087
-  _globals['_SOURCE']._serialized_end=1220
+  _globals['_FINISHREASON']._serialized_start=2221
+  _globals['_FINISHREASON']._serialized_end=2316
+  _globals['_SOURCE']._serialized_start=2319
+  _globals['_SOURCE']._serialized_end=2452
   _globals['_COMPLETEREQUEST']._serialized_start=69
   _globals['_COMPLETEREQUEST']._serialized_end=300
   _globals['_CONTEXTCHUNK']._serialized_start=302
@@ -42,11 +42,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SAMPLING']._serialized_start=347
   _globals['_SAMPLING']._serialized_end=541
   _globals['_COMPLETIONCHUNK']._serialized_start=544
-  _globals['_COMPLETIONCHUNK']._serialized_end=814
-  _globals['_USAGE']._serialized_start=816
-  _globals['_USAGE']._serialized_end=919
-  _globals['_TIMINGS']._serialized_start=921
-  _globals['_TIMINGS']._serialized_end=987
-  _globals['_COMPLETIONSERVICE']._serialized_start=1222
-  _globals['_COMPLETIONSERVICE']._serialized_end=1325
+  _globals['_COMPLETIONCHUNK']._serialized_end=835
+  _globals['_SESSIONEVENT']._serialized_start=838
+  _globals['_SESSIONEVENT']._serialized_end=1234
+  _globals['_OPENDOCUMENT']._serialized_start=1237
+  _globals['_OPENDOCUMENT']._serialized_end=1443
+  _globals['_EDITDOCUMENT']._serialized_start=1445
+  _globals['_EDITDOCUMENT']._serialized_end=1564
+  _globals['_PATCH']._serialized_start=1566
+  _globals['_PATCH']._serialized_end=1615
+  _globals['_MOVECURSOR']._serialized_start=1617
+  _globals['_MOVECURSOR']._serialized_end=1660
+  _globals['_SUGGESTIONSHOWN']._serialized_start=1662
+  _globals['_SUGGESTIONSHOWN']._serialized_end=1699
+  _globals['_SUGGESTIONACCEPTED']._serialized_start=1701
+  _globals['_SUGGESTIONACCEPTED']._serialized_end=1757
+  _globals['_SUGGESTIONREJECTED']._serialized_start=1759
+  _globals['_SUGGESTIONREJECTED']._serialized_end=1799
+  _globals['_CLOSEDOCUMENT']._serialized_start=1801
+  _globals['_CLOSEDOCUMENT']._serialized_end=1816
+  _globals['_SESSIONUPDATE']._serialized_start=1819
+  _globals['_SESSIONUPDATE']._serialized_end=1960
+  _globals['_PROBLEM']._serialized_start=1962
+  _globals['_PROBLEM']._serialized_end=2046
+  _globals['_USAGE']._serialized_start=2048
+  _globals['_USAGE']._serialized_end=2151
+  _globals['_TIMINGS']._serialized_start=2153
+  _globals['_TIMINGS']._serialized_end=2219
+  _globals['_COMPLETIONSERVICE']._serialized_start=2455
+  _globals['_COMPLETIONSERVICE']._serialized_end=2638
 # @@protoc_insertion_point(module_scope)

@@ -78,7 +78,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CompletionChunk(_message.Message):
-    __slots__ = ("text", "finish_reason", "usage", "timings", "source", "request_id", "logit_gap")
+    __slots__ = ("text", "finish_reason", "usage", "timings", "source", "request_id", "logit_gap", "typed_chars")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +86,7 @@ class CompletionChunk(_message.Message):
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     LOGIT_GAP_FIELD_NUMBER: _ClassVar[int]
+    TYPED_CHARS_FIELD_NUMBER: _ClassVar[int]
     text: str
     finish_reason: FinishReason
     usage: Usage
@@ -93,7 +94,124 @@ class CompletionChunk(_message.Message):
     source: Source
     request_id: str
     logit_gap: float
-    def __init__(self, text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., source: _Optional[_Union[Source, str]] = ..., request_id: _Optional[str] = ..., logit_gap: _Optional[float] = ...) -> None: ...
+    typed_chars: int
+    def __init__(self, text: _Optional[str] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., source: _Optional[_Union[Source, str]] = ..., request_id: _Optional[str] = ..., logit_gap: _Optional[float] = ..., typed_chars: _Optional[int] = ...) -> None: ...
+
+class SessionEvent(_message.Message):
+    __slots__ = ("seq", "open", "edit", "move", "shown", "accepted", "rejected", "close")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    EDIT_FIELD_NUMBER: _ClassVar[int]
+    MOVE_FIELD_NUMBER: _ClassVar[int]
+    SHOWN_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    open: OpenDocument
+    edit: EditDocument
+    move: MoveCursor
+    shown: SuggestionShown
+    accepted: SuggestionAccepted
+    rejected: SuggestionRejected
+    close: CloseDocument
+    def __init__(self, seq: _Optional[int] = ..., open: _Optional[_Union[OpenDocument, _Mapping]] = ..., edit: _Optional[_Union[EditDocument, _Mapping]] = ..., move: _Optional[_Union[MoveCursor, _Mapping]] = ..., shown: _Optional[_Union[SuggestionShown, _Mapping]] = ..., accepted: _Optional[_Union[SuggestionAccepted, _Mapping]] = ..., rejected: _Optional[_Union[SuggestionRejected, _Mapping]] = ..., close: _Optional[_Union[CloseDocument, _Mapping]] = ...) -> None: ...
+
+class OpenDocument(_message.Message):
+    __slots__ = ("session_id", "path", "language", "context", "sampling", "text", "cursor", "quiet")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGE_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    QUIET_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    path: str
+    language: str
+    context: _containers.RepeatedCompositeFieldContainer[ContextChunk]
+    sampling: Sampling
+    text: str
+    cursor: int
+    quiet: bool
+    def __init__(self, session_id: _Optional[str] = ..., path: _Optional[str] = ..., language: _Optional[str] = ..., context: _Optional[_Iterable[_Union[ContextChunk, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., text: _Optional[str] = ..., cursor: _Optional[int] = ..., quiet: _Optional[bool] = ...) -> None: ...
+
+class EditDocument(_message.Message):
+    __slots__ = ("patches", "cursor", "quiet", "length")
+    PATCHES_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    QUIET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    patches: _containers.RepeatedCompositeFieldContainer[Patch]
+    cursor: int
+    quiet: bool
+    length: int
+    def __init__(self, patches: _Optional[_Iterable[_Union[Patch, _Mapping]]] = ..., cursor: _Optional[int] = ..., quiet: _Optional[bool] = ..., length: _Optional[int] = ...) -> None: ...
+
+class Patch(_message.Message):
+    __slots__ = ("start", "end", "text")
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    end: int
+    text: str
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
+
+class MoveCursor(_message.Message):
+    __slots__ = ("cursor", "quiet")
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    QUIET_FIELD_NUMBER: _ClassVar[int]
+    cursor: int
+    quiet: bool
+    def __init__(self, cursor: _Optional[int] = ..., quiet: _Optional[bool] = ...) -> None: ...
+
+class SuggestionShown(_message.Message):
+    __slots__ = ("suggestion",)
+    SUGGESTION_FIELD_NUMBER: _ClassVar[int]
+    suggestion: int
+    def __init__(self, suggestion: _Optional[int] = ...) -> None: ...
+
+class SuggestionAccepted(_message.Message):
+    __slots__ = ("suggestion", "length")
+    SUGGESTION_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    suggestion: int
+    length: int
+    def __init__(self, suggestion: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
+class SuggestionRejected(_message.Message):
+    __slots__ = ("suggestion",)
+    SUGGESTION_FIELD_NUMBER: _ClassVar[int]
+    suggestion: int
+    def __init__(self, suggestion: _Optional[int] = ...) -> None: ...
+
+class CloseDocument(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SessionUpdate(_message.Message):
+    __slots__ = ("seq", "suggestion", "problem")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    SUGGESTION_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    suggestion: CompletionChunk
+    problem: Problem
+    def __init__(self, seq: _Optional[int] = ..., suggestion: _Optional[_Union[CompletionChunk, _Mapping]] = ..., problem: _Optional[_Union[Problem, _Mapping]] = ...) -> None: ...
+
+class Problem(_message.Message):
+    __slots__ = ("code", "message", "needs_text", "retry_after_ms")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_TEXT_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    message: str
+    needs_text: bool
+    retry_after_ms: int
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., needs_text: _Optional[bool] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "reused_tokens", "generated_tokens", "dropped_tokens")

@@ -39,6 +39,11 @@ class CompletionServiceStub:
                 request_serializer=server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.CompleteRequest.SerializeToString,
                 response_deserializer=server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.CompletionChunk.FromString,
                 _registered_method=True)
+        self.Session = channel.stream_stream(
+                '/cloudcomplete.v1.CompletionService/Session',
+                request_serializer=server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.SessionEvent.SerializeToString,
+                response_deserializer=server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.SessionUpdate.FromString,
+                _registered_method=True)
 
 
 class CompletionServiceServicer:
@@ -57,6 +62,16 @@ class CompletionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Session(self, request_iterator, context):
+        """Follows one open document: the client sends what happens to it, the server keeps its text and pushes a suggestion for
+        its newest state only. The first event opens a document; opening again replaces it. What goes wrong with one event or
+        one suggestion is an update with a problem, and the stream goes on; it ends when the client ends it, when it is
+        cancelled, or with RESOURCE_EXHAUSTED for a message larger than the server takes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CompletionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -64,6 +79,11 @@ def add_CompletionServiceServicer_to_server(servicer, server):
                     servicer.Complete,
                     request_deserializer=server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.CompleteRequest.FromString,
                     response_serializer=server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.CompletionChunk.SerializeToString,
+            ),
+            'Session': grpc.stream_stream_rpc_method_handler(
+                    servicer.Session,
+                    request_deserializer=server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.SessionEvent.FromString,
+                    response_serializer=server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.SessionUpdate.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -93,6 +113,33 @@ class CompletionService:
             '/cloudcomplete.v1.CompletionService/Complete',
             server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.CompleteRequest.SerializeToString,
             server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.CompletionChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Session(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/cloudcomplete.v1.CompletionService/Session',
+            server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.SessionEvent.SerializeToString,
+            server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.SessionUpdate.FromString,
             options,
             channel_credentials,
             insecure,
