@@ -75,6 +75,9 @@ class RMSNorm(nnx.Module):
 class Linear(nnx.Module):
     """`x @ kernel (+ bias)`, kernel `[in, out]`."""
 
+    multiply: Callable[[jax.Array, jax.Array], jax.Array] = staticmethod(jnp.matmul)
+    """Training exchanges it on an instance, for products of lower precision (`engine/training/products.py`)."""
+
     def __init__(
         self, size_in: int, size_out: int, *, std: float, has_bias: bool, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
@@ -82,7 +85,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((size_out,), dtype)) if has_bias else None
 
     def __call__(self, x: Float[Array, "*T i"]) -> Float[Array, "*T o"]:
-        y = x @ self.kernel[...]
+        y = self.multiply(x, self.kernel[...])
         return y if self.bias is None else y + self.bias[...]
 
 

@@ -62,9 +62,12 @@ def train(
     work: Work = DEFAULT_WORK,
     config: ConfigFile = None,
     steps: Annotated[int, typer.Option(help="Steps of the stable phase; it can be ended earlier by SIGTERM.")] = 5000,
+    init_from: Annotated[
+        Path | None, typer.Option(help="An exported model of the same shape and vocabulary to begin with.")
+    ] = None,
 ) -> None:
     """Train the stable phase, taking up the last checkpoint when there is one."""
-    _run_phase(work, load_config(config), steps=steps, is_decay=False)
+    _run_phase(work, load_config(config), steps=steps, is_decay=False, init_from=init_from)
 
 
 @app.command()
@@ -106,7 +109,7 @@ def evaluate(
     from engine.training.checkpoint import CheckpointStore
     from engine.training.evaluate import measure_exact_matches, measure_losses
     from engine.training.examples import ExampleMaker
-    from engine.training.export import last_params
+    from engine.training.export import last_checkpoint
 
     settings = load_config(config)
     documents, tokenizer = load_documents(work), _load_tokenizer(work)
@@ -117,7 +120,7 @@ def evaluate(
     ]
     store = CheckpointStore(work / "checkpoints", is_reader=True)
     try:
-        step, params = last_params(settings, store)
+        progress, params = last_checkpoint(settings, store)
     finally:
         store.close()
     losses = [
@@ -125,7 +128,7 @@ def evaluate(
         for num_rows, row_length in ((settings.num_held_out_rows, settings.row_length), (24, settings.decay_row_length))
     ]
     figures = measure_exact_matches(settings, params, makers[1], lines_per_language=lines, length=length)
-    console.print_json(msgspec.json.encode({"step": step, "losses": losses, "lines": figures}).decode())
+    console.print_json(msgspec.json.encode({"step": progress.step, "losses": losses, "lines": figures}).decode())
 
 
 @app.command(name="all")
@@ -149,10 +152,13 @@ def run_all(
     export(work, config, out)
 
 
-def _run_phase(work: Path, config: TrainingConfig, *, steps: int, is_decay: bool) -> None:
+def _run_phase(
+    work: Path, config: TrainingConfig, *, steps: int, is_decay: bool, init_from: Path | None = None
+) -> None:
     # JAX and Orbax are imported where they are needed: gathering a corpus needs neither.
     from engine.training.checkpoint import CheckpointStore
     from engine.training.examples import ExampleMaker
+    from engine.training.export import load_exported
     from engine.training.trainer import Trainer
 
     documents = load_documents(work)
@@ -167,7 +173,12 @@ def _run_phase(work: Path, config: TrainingConfig, *, steps: int, is_decay: bool
         examples, held_out = maker_of(documents, is_training=True), maker_of(documents, is_training=False)
         trainer = Trainer(config, examples, held_out, store, work / "log.jsonl")
         resumed = trainer.resume()
-        console.print(f"{'resumed at' if resumed else 'begun at'} step {trainer.progress.step}", markup=False)
+        if not resumed and init_from is not None:
+            num_tokens, params = load_exported(config, work / "tokenizer.json", init_from)
+            trainer.begin_from(params, num_tokens)
+            console.print(f"begun with {init_from}, which has read {num_tokens:,} tokens", markup=False)
+        else:
+            console.print(f"{'resumed' if resumed else 'begun'} at step {trainer.progress.step}", markup=False)
         if is_decay:
             if not resumed:
                 raise CheckpointError(

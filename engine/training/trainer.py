@@ -26,10 +26,12 @@ from flax import nnx
 from rich.console import Console
 
 from engine.model.config import ModelConfig
-from engine.model.transformer import Transformer, attend_causally
+from engine.model.transformer import Transformer, rope_table
 from engine.training.checkpoint import CheckpointStore
 from engine.training.config import TrainingConfig
 from engine.training.examples import HOLE, ExampleMaker
+from engine.training.muon import scale_by_muon
+from engine.training.products import attend_causally_in_blocks, has_fast_bfloat16, multiply, target_losses
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,9 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     decay_steps: int = 0
     """Steps the decay phase takes; 0 while the phase is stable."""
     num_tokens: int = 0
-    """Tokens read in all."""
+    """Tokens read in all, by the weights that the run began with too."""
+    num_tokens_before: int = 0
+    """Tokens that the weights it began with had read; 0 for fresh ones."""
     training_s: float = 0.0
     """Seconds spent in steps, over all resumptions."""
 
@@ -110,44 +114,38 @@ def merge_params(model: ModelConfig, params: Tree) -> Transformer:
     return merged
 
 
-def attend_causally_in_blocks(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, *, block: int = 128) -> jax.Array:
-    """`attend_causally` without the upper triangle: each block of queries sees only the keys up to its own end."""
-    length = q.shape[1]
-    if length <= block:
-        return attend_causally(layer, q, k, v)
-    parts = []
-    num_heads, size, num_kv_heads = q.shape[2], q.shape[3], k.shape[2]
-    mask = jnp.tril(jnp.ones((block, block), bool))
-    for start in range(0, length, block):
-        end = min(start + block, length)
-        grouped = q[:, start:end].reshape(q.shape[0], end - start, num_kv_heads, num_heads // num_kv_heads, size)
-        scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k[:, :end], preferred_element_type=jnp.float32) * size**-0.5
-        seen = jnp.concatenate([jnp.ones((end - start, start), bool), mask[: end - start, : end - start]], axis=1)
-        weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1).astype(v.dtype)
-        parts.append(jnp.einsum("bkgts,bskh->btkgh", weights, v[:, :end]))
-    return jnp.concatenate(parts, axis=1).reshape(q.shape)
+def product_dtype(config: TrainingConfig) -> Any:
+    """Return the type that operands of products are rounded to."""
+    uses_bfloat16 = has_fast_bfloat16() if config.products == "auto" else config.products == "bfloat16"
+    return jnp.bfloat16 if uses_bfloat16 else jnp.float32
 
 
 def token_losses(config: TrainingConfig, model: ModelConfig, params: Tree, tokens: jax.Array) -> jax.Array:
-    """Return the loss of each target token, `[B, T]` float32; compute in bfloat16 where there is a GPU."""
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    module = merge_params(model, jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+    """Return the loss of each target token, `[B, T]` float32.
+
+    In bfloat16 a GPU keeps activations in it too; a CPU has nothing to gain from that.
+    """
+    dtype = product_dtype(config)
+    stream_dtype = jnp.float32 if jax.default_backend() == "cpu" else dtype
+    module = merge_params(model, jax.tree.map(lambda leaf: leaf.astype(stream_dtype), params))
+    if dtype == jnp.bfloat16:
+        for layer in module.layers:
+            for linear in (layer.qkv, layer.output, layer.gate_up, layer.down):
+                linear.multiply = multiply
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    positions = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
-    hidden = module(inputs, positions, attend_causally_in_blocks)
-
-    def losses_of(hidden: jax.Array, targets: jax.Array) -> jax.Array:
-        logits = module.logits(hidden)
-        of_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits, axis=-1) - of_target
-
+    length = inputs.shape[1]
+    positions = jnp.broadcast_to(jnp.arange(length), inputs.shape)
+    rope = tuple(map(jnp.asarray, rope_table(model, length)))
+    attend = functools.partial(attend_causally_in_blocks, dtype=dtype)
+    hidden = module(inputs, positions, attend, rope=rope).reshape(-1, model.hidden_size)
+    embedding, flat_targets = module.embedding[...], targets.reshape(-1)
     if not config.loss_chunk_tokens:
-        return losses_of(hidden, targets)
-    flat, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+        return target_losses(hidden, embedding, flat_targets, dtype).reshape(targets.shape)
     chunk = config.loss_chunk_tokens
+    losses_of = jax.checkpoint(target_losses, static_argnums=3)
     losses = [
-        jax.checkpoint(losses_of)(flat[start : start + chunk], flat_targets[start : start + chunk])
-        for start in range(0, flat.shape[0], chunk)
+        losses_of(hidden[start : start + chunk], embedding, flat_targets[start : start + chunk], dtype)
+        for start in range(0, hidden.shape[0], chunk)
     ]
     return jnp.concatenate(losses).reshape(targets.shape)
 
@@ -177,7 +175,11 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
 
     adam = {"b1": 0.9, "b2": 0.95}
     transforms: dict[Any, optax.GradientTransformation] = {
-        "matrix": optax.contrib.muon(config.learning_rate, weight_decay=config.weight_decay),
+        "matrix": optax.chain(
+            scale_by_muon(product_dtype(config)),
+            optax.add_decayed_weights(config.weight_decay),
+            optax.scale_by_learning_rate(config.learning_rate),
+        ),
         "embedding": optax.adamw(config.adam_learning_rate, weight_decay=config.weight_decay, **adam),
         "vector": optax.adamw(config.adam_learning_rate, weight_decay=0.0, **adam),
     }
@@ -259,6 +261,11 @@ class Trainer:
         self.progress = msgspec.json.decode(restored.progress, type=Progress)
         return True
 
+    def begin_from(self, params: Tree, num_tokens: int) -> None:
+        """Begin with trained weights that have read `num_tokens`: fresh optimiser state, warm-up, rows not yet read."""
+        self.state = TrainState(params, self.state.optimizer)
+        self.progress = Progress(num_tokens=num_tokens, num_tokens_before=num_tokens)
+
     def begin_decay(self, num_steps: int) -> None:
         """Leave the stable phase: from here on longer rows and a falling learning rate."""
         if self.progress.phase == "stable":
@@ -307,7 +314,9 @@ class Trainer:
         num_rows = self.config.decay_rows_per_step if is_decay else self.config.rows_per_step
         last_save = last_log = time.monotonic()
         metrics: list[Metrics] = []
-        with Prefetch(self._examples, first_step=self.progress.phase_step, num_rows=num_rows, length=length) as batches:
+        # Rows of a phase are numbered; the weights a run began with may have read as many of them as they read tokens.
+        first_step = self.progress.phase_step + self.progress.num_tokens_before // (num_rows * length)
+        with Prefetch(self._examples, first_step=first_step, num_rows=num_rows, length=length) as batches:
             for batch in batches:
                 if stopped.is_set() or self.progress.phase_step >= num_steps:
                     break

@@ -17,19 +17,24 @@ def work(documents, tokenizer, tmp_path):
     return tmp_path
 
 
-def test_the_recipe_runs_from_a_corpus_to_an_exported_model(work, config) -> None:
-    path = work / "tiny.toml"
+@pytest.fixture
+def config_file(config, tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.toml"
     settings = msgspec.to_builtins(config)
     shape, examples = settings.pop("shape"), settings.pop("examples")
     tables = [("", settings), ("[shape]", shape), ("[examples]", examples)]
     path.write_text(
         "".join(f"{head}\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in t.items()) for head, t in tables)
     )
+    return path
+
+
+def test_the_recipe_runs_from_a_corpus_to_an_exported_model(work, config_file) -> None:
     arguments = [
         "--work",
         str(work),
         "--config",
-        str(path),
+        str(config_file),
         "--out",
         str(work / "out"),
         "--steps",
@@ -44,6 +49,20 @@ def test_the_recipe_runs_from_a_corpus_to_an_exported_model(work, config) -> Non
     again = CliRunner().invoke(app, ["all", *arguments], catch_exceptions=False)
     assert again.exit_code == 0, again.output
     assert "resumed at step 3" in again.output
+
+
+def test_a_new_run_can_begin_with_an_exported_model(work, config_file, tmp_path_factory) -> None:
+    options = ["--work", str(work), "--config", str(config_file)]
+    run = ["all", *options, "--out", str(work / "out"), "--steps", "2", "--decay-steps", "1"]
+    CliRunner().invoke(app, run, catch_exceptions=False)
+    again = tmp_path_factory.mktemp("again")
+    for name in ("documents.msgpack", "tokenizer.json"):
+        (again / name).write_bytes((work / name).read_bytes())
+    train = ["train", "--work", str(again), "--config", str(config_file), "--steps", "1"]
+    result = CliRunner().invoke(app, [*train, "--init-from", str(work / "out")], catch_exceptions=False)
+    assert f"begun with {work / 'out'}, which has read {2 * 2 * 64 + 128:,} tokens" in result.output.replace("\n", "")
+    result = CliRunner().invoke(app, [*train, "--init-from", str(work / "out")], catch_exceptions=False)
+    assert "resumed at step 1" in result.output, "what is begun goes on"
 
 
 def test_steps_out_of_order_say_what_to_run_first(work, tmp_path_factory) -> None:

@@ -5,18 +5,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from engine.model.transformer import attend_causally
 from engine.training.checkpoint import CheckpointStore
+from engine.training.config import TrainingConfig
 from engine.training.examples import ExampleMaker
 from engine.training.trainer import (
     Log,
     Prefetch,
     Progress,
     Trainer,
-    attend_causally_in_blocks,
     initial_params,
     learning_rate_scale,
     mean_losses,
+    product_dtype,
 )
 
 QUIET = Console(quiet=True)
@@ -27,7 +27,7 @@ def make_trainer(documents, tokenizer, config, tmp_path):
     """Build trainers in named folders; their stores are closed at the end."""
     stores = []
 
-    def make(folder: str) -> Trainer:
+    def make(folder: str, config: TrainingConfig = config) -> Trainer:
         store = CheckpointStore(tmp_path / folder / "checkpoints")
         stores.append(store)
         makers = (
@@ -108,14 +108,6 @@ def test_a_few_steps_lower_the_loss(make_trainer) -> None:
     assert after < before - 0.5
 
 
-def test_attention_in_blocks_equals_the_obvious_one() -> None:
-    keys = jax.random.split(jax.random.key(0), 3)
-    q = jax.random.normal(keys[0], (2, 24, 4, 8))
-    k, v = (jax.random.normal(key, (2, 24, 2, 8)) for key in keys[1:])
-    blocked = attend_causally_in_blocks(0, q, k, v, block=10)
-    np.testing.assert_allclose(blocked, attend_causally(0, q, k, v), atol=1e-5)
-
-
 def test_scores_in_chunks_give_the_same_loss(config) -> None:
     model = config.shape.resolve()
     params = initial_params(model, 0)
@@ -124,6 +116,30 @@ def test_scores_in_chunks_give_the_same_loss(config) -> None:
     chunked = msgspec.structs.replace(config, loss_chunk_tokens=32)
     whole = mean_losses(config, model, params, tokens, kinds)
     np.testing.assert_allclose(mean_losses(chunked, model, params, tokens, kinds), whole, rtol=1e-5)
+
+
+def test_steps_in_bfloat16_lower_the_loss_as_those_in_float32_do(make_trainer, config) -> None:
+    after = []
+    for products in ("float32", "bfloat16"):
+        trainer = make_trainer(products, msgspec.structs.replace(config, products=products))
+        assert product_dtype(trainer.config) == products
+        trainer.run(num_steps=10, console=QUIET)
+        after.append(trainer.measure_held_out()[0])
+    np.testing.assert_allclose(after[1], after[0], rtol=0.02)
+
+
+def test_a_run_that_begins_with_trained_weights_warms_up_and_reads_other_rows(make_trainer) -> None:
+    first = make_trainer("first")
+    first.run(num_steps=4, console=QUIET)
+    second = make_trainer("second")
+    second.begin_from(jax.tree.map(np.asarray, first.state.params), first.progress.num_tokens)
+    assert learning_rate_scale(second.config, second.progress) == 0.5
+    read = []
+    second._examples.row = lambda index, length, row=second._examples.row: read.append(index) or row(index, length)
+    second.run(num_steps=2, console=QUIET)
+    assert read[0] == 4 * 2, "rows 0 to 7 were read before"
+    assert second.progress.num_tokens == first.progress.num_tokens + 2 * 2 * 64
+    assert second.progress.step == 2
 
 
 def test_the_learning_rate_warms_up_stays_and_falls(config) -> None:
