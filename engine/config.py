@@ -20,5 +20,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Type of weights and KV; auto: bfloat16 on a GPU, float32 on a CPU."""
     attention: Literal["auto", "xla", "native"] = "auto"
     """Attention path; auto: the fastest that passes a numeric self-test on this machine."""
+    token_healing: bool = True
+    """Let the model write the last token before the cursor again; off only to measure what that is worth."""
     compile_cache: str = ""
     """Directory of compiled programs; empty: `cloudcomplete/` in the user's cache directory."""

@@ -165,6 +165,7 @@ class Engine:
             self._tokenizer,
             self._template,
             max_prompt_tokens=self._plan.max_context - max(1, sampling.max_tokens),
+            heals=self._plan.token_healing,
         )
         return Sequence(
             request=request,

@@ -29,6 +29,8 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
     chunk_buckets: tuple[int, ...]
     """Numbers of tokens a prefill program is compiled for, ascending."""
     dtype: str
+    token_healing: bool
+    """Whether the last token before the cursor is left to the model."""
     kv_bytes: int
     """Size of the resident KV."""
 
@@ -73,6 +75,7 @@ def resolve(config: EngineConfig, model: ModelConfig, *, available_bytes: int | 
         row_buckets=_buckets(1, config.num_slots),
         chunk_buckets=chunk_buckets,
         dtype=dtype,
+        token_healing=config.token_healing,
         kv_bytes=config.num_slots * slot_bytes,
     )
 

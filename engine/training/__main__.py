@@ -131,6 +131,24 @@ def evaluate(
     console.print_json(msgspec.json.encode({"step": progress.step, "losses": losses, "lines": figures}).decode())
 
 
+@app.command()
+def rows(
+    out: Annotated[Path, typer.Argument(help="JSON Lines for `cloudcomplete evaluate`; gzipped when it ends in .gz.")],
+    work: Work = DEFAULT_WORK,
+    cursor: Annotated[str, typer.Option(help="Where the cursor is: line (anywhere in one) or identifier.")] = "line",
+    lines: Annotated[int, typer.Option(help="Rows of each language.")] = 300,
+    seed: Annotated[int, typer.Option(help="Another seed gives other rows.")] = 20,
+) -> None:
+    """Make rows with known answers from the held-out projects."""
+    from engine.training.rows import make_rows, write_rows
+
+    if cursor not in ("line", "identifier"):
+        raise TrainingError(f"--cursor is {cursor!r}; expected line or identifier")
+    made = make_rows(load_documents(work), cursor=cursor, per_language=lines, seed=seed)
+    counts = write_rows(made, out)
+    console.print_json(msgspec.json.encode(dict(sorted(counts.items()))).decode())
+
+
 @app.command(name="all")
 def run_all(
     work: Work = DEFAULT_WORK,

@@ -382,8 +382,8 @@ def gather(manifest: Manifest, work: Path, *, allow_missing: bool, console: Cons
         )
     if not documents:
         raise CorpusError("the corpus is empty; expected source files in at least one package; check the manifest")
-    _replace(work / "documents.msgpack", msgspec.msgpack.encode(documents))
-    _replace(work / "corpus.json", msgspec.json.format(msgspec.json.encode(report)))
+    write_aside(work / "documents.msgpack", msgspec.msgpack.encode(documents))
+    write_aside(work / "corpus.json", msgspec.json.format(msgspec.json.encode(report)))
     return report
 
 
@@ -425,7 +425,7 @@ def _bytes_by(documents: Iterable[Document], key: Callable[[Document], str]) -> 
     return dict(totals.most_common())
 
 
-def _replace(path: Path, content: bytes) -> None:
+def write_aside(path: Path, content: bytes) -> None:
     """Write aside and rename: a reader sees the old file or the new one, never half of one; raises CorpusError."""
     partial = path.with_name(path.name + ".partial")
     try:

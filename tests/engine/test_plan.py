@@ -19,6 +19,8 @@ def test_the_plan_joins_choices_and_facts() -> None:
     assert plan.capacity >= 1000 + 100
     assert plan.kv_bytes == 6 * plan.capacity * MODEL.kv_bytes_per_token
     assert plan.dtype == "float32"
+    assert plan.token_healing
+    assert not resolve(EngineConfig(token_healing=False), MODEL, available_bytes=1 << 30).token_healing
 
 
 def test_a_context_longer_than_the_model_is_refused() -> None:
