@@ -93,6 +93,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Steps until the learning rate is whole."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    num_processes: int = 0
+    """Processes that make rows, for steps that a thread cannot feed; 0: a thread."""
     products: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the operands of products; sums are float32. `auto`: bfloat16 on GPUs and on CPUs with AMX."""
     checkpoint_s: float = 240.0

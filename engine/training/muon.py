@@ -17,9 +17,9 @@ _EPSILON = 1e-8
 
 
 class MuonState(NamedTuple):
-    """Steps done, and the momentum of each matrix."""
+    """What an update leaves behind."""
 
-    count: jax.Array
+    num_steps: jax.Array
     momentum: Any
 
 
@@ -35,7 +35,8 @@ def orthogonalize(matrix: jax.Array, dtype: Any) -> jax.Array:
         gram_low = gram.astype(dtype)
         polynomial = b * gram + c * jnp.matmul(gram_low, gram_low, preferred_element_type=jnp.float32)
         x = a * x + jnp.matmul(polynomial.astype(dtype), x_low, preferred_element_type=jnp.float32)
-    return x.T if is_tall else x
+    result: jax.Array = x.T if is_tall else x
+    return result
 
 
 def scale_by_muon(dtype: Any) -> optax.GradientTransformation:
@@ -46,15 +47,16 @@ def scale_by_muon(dtype: Any) -> optax.GradientTransformation:
 
     def update(gradients: Any, state: MuonState, params: Any = None) -> tuple[Any, MuonState]:
         del params
-        count = state.count + 1
+        step = state.num_steps + 1
         momentum = jax.tree.map(lambda m, g: _BETA * m + (1 - _BETA) * g, state.momentum, gradients)
 
         def direction(m: jax.Array, g: jax.Array) -> jax.Array:
             # Nesterov's look ahead, both parts freed of their bias towards zero.
-            ahead = _BETA * m / (1 - _BETA ** (count + 1)) + (1 - _BETA) * g / (1 - _BETA**count)
+            ahead = _BETA * m / (1 - _BETA ** (step + 1)) + (1 - _BETA) * g / (1 - _BETA**step)
             size_in, size_out = g.shape
-            return orthogonalize(ahead, dtype) * max(1.0, size_out / size_in) ** 0.5
+            scale: float = max(1.0, size_out / size_in) ** 0.5
+            return orthogonalize(ahead, dtype) * scale
 
-        return jax.tree.map(direction, momentum, gradients), MuonState(count, momentum)
+        return jax.tree.map(direction, momentum, gradients), MuonState(step, momentum)
 
     return optax.GradientTransformation(init, update)

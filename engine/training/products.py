@@ -159,11 +159,13 @@ target_losses.defvjp(_losses_forward, _losses_backward)
 
 def _product(left: jax.Array, right: jax.Array, dtype: Any) -> jax.Array:
     """Multiply matrices, batched or not; the barrier keeps layouts that readers of the result want out of it."""
-    return jax.lax.optimization_barrier(jnp.matmul(left, right, preferred_element_type=dtype))
+    product: jax.Array = jax.lax.optimization_barrier(jnp.matmul(left, right, preferred_element_type=dtype))
+    return product
 
 
 def _transposed(x: jax.Array) -> jax.Array:
     """Swap the last two axes; on a CPU in memory too, where a product would otherwise take a slow path."""
     if jax.default_backend() != "cpu":
         return x.mT
-    return with_layout_constraint(x.mT, Layout(major_to_minor=tuple(range(x.ndim))))
+    laid_out: jax.Array = with_layout_constraint(x.mT, Layout(major_to_minor=tuple(range(x.ndim))))
+    return laid_out

@@ -54,7 +54,7 @@ def make_rows(documents: list[Document], *, cursor: Cursor, per_language: int, s
         own = [document for document in held_out if document.language == language]
         weights = np.array([min(len(document.text), _MAX_WEIGHT_CHARS) for document in own], np.float64)
         rng = np.random.default_rng([seed, *language.encode(), *cursor.encode()])
-        seen = set()
+        seen: set[tuple[str, tuple[int, int]]] = set()
         for _ in range(_TRIES * per_language):
             if len(seen) == per_language:
                 break

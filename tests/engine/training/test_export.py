@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 from engine.model.families import family_of
 from engine.model.transformer import attend_causally
+from engine.training.batches import InlineBatches
 from engine.training.checkpoint import CheckpointStore
 from engine.training.errors import CheckpointError
 from engine.training.examples import ExampleMaker
@@ -22,10 +23,10 @@ from engine.training.vocabulary import save_vocabulary
 def exported(documents, tokenizer, config, tmp_path):
     """A model trained for a step and exported: the directory and the weights it was made of."""
     store = CheckpointStore(tmp_path / "checkpoints")
-    makers = (
+    examples, held_out = (
         ExampleMaker(documents, tokenizer, config.examples, split=split, seed=1) for split in ("train", "held-out")
     )
-    trainer = Trainer(config, *makers, store, tmp_path / "log.jsonl")
+    trainer = Trainer(config, InlineBatches(examples), held_out, store, tmp_path / "log.jsonl")
     trainer.run(num_steps=1, console=Console(quiet=True))
     save_vocabulary(tokenizer, tmp_path / "tokenizer.json")
     reader = CheckpointStore(tmp_path / "checkpoints", is_reader=True)
