@@ -22,6 +22,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="Train the st
 console = Console()
 
 DEFAULT_WORK = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloudcomplete" / "training"
+SPRINT_WORK = DEFAULT_WORK.with_name("sprint")
 DEFAULT_OUT = Path(__file__).parents[1] / "starter"
 GPU_CONFIG = Path(__file__).with_name("gpu.toml")
 
@@ -189,7 +190,7 @@ def sprint(
     packed: Annotated[Path, typer.Argument(help="What `pack` wrote.")],
     out: Annotated[Path, typer.Argument(help="Folder for what is to come back.")],
     config: ConfigFile = GPU_CONFIG,
-    work: Work = DEFAULT_WORK.with_name("sprint"),
+    work: Work = SPRINT_WORK,
     stable_seconds: Annotated[float, typer.Option(help="Seconds of the stable phase.")] = 280.0,
     decay_seconds: Annotated[float, typer.Option(help="Seconds of the decay phase.")] = 160.0,
     init_from: InitFrom = None,

@@ -19,7 +19,7 @@ from engine.training.manifest import Split
 from engine.training.vocabulary import END, FILE, MIDDLE, PAD, PREFIX, SUFFIX
 
 UNLEARNED, TEXT, HOLE = 0, 1, 2
-"""Kinds of tokens: not learned (padding, an end that is none), learned, and learned within a hole, end included."""
+"""Kinds of tokens: not learned (padding, an end that is none, a newline between cut and cursor), learned, and learned within a hole, end included."""
 
 _CHARS_PER_TOKEN = 5
 """Generous: windows are cut in characters first, so that far text is never tokenised."""
@@ -113,6 +113,7 @@ class ExampleMaker:
         # Very long files are drawn less often than their length asks: they tend to be tables.
         weights = np.array([min(len(document.text), 60_000) for document in self.documents], np.float64)
         self._cumulative = np.cumsum(weights / weights.sum())
+        self._line_ends = self.line_end_tokens()
         self._siblings: dict[str, list[int]] = {}
         for index, document in enumerate(self.documents):
             self._siblings.setdefault(document.project, []).append(index)
@@ -197,7 +198,13 @@ class ExampleMaker:
         tokens = [PREFIX, *context, *header, *above, SUFFIX, *after, MIDDLE, *middle, END]
         kinds = [TEXT] * len(tokens)
         kinds[0] = UNLEARNED
-        kinds[len(tokens) - len(middle) - 1 + num_current :] = [HOLE] * (len(middle) - num_current + 1)
+        start = len(tokens) - len(middle) - 1
+        # Nothing marks the cursor: a line end above it looks like one in the hole. Were it learned that a newline
+        # follows there, which it nearly always does, the end marker would hardly ever be the likeliest.
+        for place in range(start, start + num_current):
+            if tokens[place] in self._line_ends:
+                kinds[place] = UNLEARNED
+        kinds[start + num_current :] = [HOLE] * (len(middle) - num_current + 1)
         return Example(tokens, kinds)
 
     def _middle(self, current: str, filling: str, rng: np.random.Generator) -> tuple[list[int], int]:
