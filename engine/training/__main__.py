@@ -192,7 +192,7 @@ def sprint(
     config: ConfigFile = GPU_CONFIG,
     work: Work = SPRINT_WORK,
     stable_seconds: Annotated[float, typer.Option(help="Seconds of the stable phase.")] = 280.0,
-    decay_seconds: Annotated[float, typer.Option(help="Seconds of the decay phase.")] = 160.0,
+    decay_seconds: Annotated[float, typer.Option(help="Seconds of the decay phase; 0: none yet.")] = 160.0,
     init_from: InitFrom = None,
     part_mib: Annotated[int, typer.Option(help="Largest file that may come back.")] = 15,
 ) -> None:
@@ -201,7 +201,8 @@ def sprint(
 
     unpack(packed, work)
     train(work, config, seconds=stable_seconds, init_from=init_from)
-    decay(work, config, seconds=decay_seconds)
+    if decay_seconds:
+        decay(work, config, seconds=decay_seconds)
     export(work, config, work / "model")
     parts = write_parts(work / "model", out, part_mib * 2**20)
     (out / "log.jsonl").write_bytes((work / "log.jsonl").read_bytes())

@@ -19,7 +19,8 @@ from engine.training.manifest import Split
 from engine.training.vocabulary import END, FILE, MIDDLE, PAD, PREFIX, SUFFIX
 
 UNLEARNED, TEXT, HOLE = 0, 1, 2
-"""Kinds of tokens: not learned (padding, an end that is none, a newline between cut and cursor), learned, and learned within a hole, end included."""
+"""Kinds of tokens: not learned (padding, an end that is none, a newline between cut and cursor), learned, and learned
+within a hole, end included."""
 
 _CHARS_PER_TOKEN = 5
 """Generous: windows are cut in characters first, so that far text is never tokenised."""

@@ -17,12 +17,14 @@ from tests.engine.counting_runner import CountingRunner
 TINY_MODEL = Path(__file__).parent.parent / "fixtures" / "models" / "tiny-llama"
 
 
-def make_plan(*, num_slots: int = 4, max_context: int = 256, prefill_chunk: int = 16) -> EnginePlan:
+def make_plan(
+    *, num_slots: int = 4, max_context: int = 256, prefill_chunk: int = 16, token_healing: bool = True
+) -> EnginePlan:
     model = ModelConfig(
         family="llama", vocab_size=512, hidden_size=16, intermediate_size=16, num_layers=1, num_heads=1,
         num_kv_heads=1, head_size=16, max_context=max_context,
     )  # fmt: skip
-    config = EngineConfig(num_slots=num_slots, prefill_chunk=prefill_chunk)
+    config = EngineConfig(num_slots=num_slots, prefill_chunk=prefill_chunk, token_healing=token_healing)
     return resolve(config, model, available_bytes=1 << 30)
 
 
