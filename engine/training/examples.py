@@ -83,8 +83,9 @@ def _choose_column(text: str, line_start: int, line_end: int, rng: np.random.Gen
 
 
 def _choose_cut(text: str, start: int, rng: np.random.Generator) -> int:
+    # Mostly the cursor's line, as serving asks: there the text above stands far from the hole, which has to be learned.
     place = rng.random()
-    lines_up = 0 if place < 0.4 else int(rng.integers(1, 9)) if place < 0.8 else int(rng.integers(9, 60))
+    lines_up = 0 if place < 0.65 else int(rng.integers(1, 9)) if place < 0.9 else int(rng.integers(9, 60))
     cut = text.rfind("\n", 0, start) + 1
     for _ in range(lines_up):
         if cut == 0:
