@@ -28,5 +28,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How matrices are kept; auto: in `dtype`; int8: a byte a weight, which costs a little quality."""
     products: Literal["auto", "xla", "native"] = "auto"
     """Path of the products with matrices; auto: the fastest that passes a numeric self-test on this machine."""
+    token_healing: bool = True
+    """Let the model write the last token before the cursor again; off only to measure what that is worth."""
     compile_cache: str = ""
     """Directory of compiled programs; empty: `cloudcomplete/` in the user's cache directory."""

@@ -199,6 +199,7 @@ class Engine:
             self._tokenizer,
             self._template,
             max_prompt_tokens=self.plan.max_context - max(1, sampling.max_tokens),
+            heals=self.plan.token_healing,
         )
         return Sequence(
             request=request,

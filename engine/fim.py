@@ -132,8 +132,12 @@ class FimPrompt(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens cut away because the prompt was too long; text too far away to be encoded is counted by its length."""
 
 
-def build_prompt(request: Request, tokenizer: Tokenizer, template: FimTemplate, *, max_prompt_tokens: int) -> FimPrompt:
+def build_prompt(
+    request: Request, tokenizer: Tokenizer, template: FimTemplate, *, max_prompt_tokens: int, heals: bool = True
+) -> FimPrompt:
     """Lay out a request as a prompt of at most `max_prompt_tokens`, the healed token counted.
+
+    Without `heals` the last token before the cursor stays in the prompt.
 
     Raises RequestError for a cut that is no line start of `before`, for text that is not Unicode, and when not even the
     markers fit.
@@ -156,7 +160,7 @@ def build_prompt(request: Request, tokenizer: Tokenizer, template: FimTemplate, 
         context=context, header=parts.header.tokens, above=parts.above.tokens, after=parts.after.tokens
     )
     current = parts.current.tokens
-    heal = tokenizer.token_bytes(current[-1]) if current else b""
+    heal = tokenizer.token_bytes(current[-1]) if heals and current else b""
     # A token without bytes (an unknown character) can't be written again, so it stays.
     kept = current[:-1] if heal else current
     return FimPrompt(

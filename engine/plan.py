@@ -35,6 +35,8 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks in the prefix store."""
     has_drafts: bool
     dtype: str
+    token_healing: bool
+    """Whether the last token before the cursor is left to the model."""
     kv_bytes: int
     """Size of the resident KV and of the prefix store."""
 
@@ -88,6 +90,7 @@ def resolve(config: EngineConfig, model: ModelConfig, *, available_bytes: int | 
         num_blocks=num_blocks,
         has_drafts=config.drafts,
         dtype=dtype,
+        token_healing=config.token_healing,
         kv_bytes=config.num_slots * slot_bytes + num_blocks * BLOCK_TOKENS * token_bytes,
     )
 

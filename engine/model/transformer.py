@@ -85,6 +85,9 @@ class Norm(nnx.Module):
 class Linear(nnx.Module):
     """`x @ kernel (+ bias)`; the kernel is `[in, out]`, or one of the forms of `matrix.py`."""
 
+    multiply: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    """Training sets it on an instance, for products of lower precision (`engine/training/products.py`)."""
+
     def __init__(
         self, size_in: int, size_out: int, *, std: float, has_bias: bool, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
@@ -92,6 +95,9 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((size_out,), dtype)) if has_bias else None
 
     def __call__(self, x: Float[Array, "*T i"]) -> Float[Array, "*T o"]:
+        if self.multiply is not None:
+            y = self.multiply(x, self.kernel[...])
+            return y if self.bias is None else y + self.bias[...]
         return multiply(x, self.kernel.get_value(), None if self.bias is None else self.bias[...])
 
 

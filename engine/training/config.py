@@ -1,5 +1,7 @@
 """What a training run is: the model's shape, the rows it reads, how it learns. Nothing here is read while serving."""
 
+from typing import Literal
+
 import msgspec
 
 from engine.model.config import ModelConfig
@@ -56,9 +58,9 @@ class ExamplesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """FIM examples preceded by chunks of other files of the project."""
     joint_share: float = 0.7
     """Holes inside a token that are tokenised together with the text before them, as token healing sees them."""
-    line_share: float = 0.45
+    line_share: float = 0.55
     """Holes that are the rest of a line."""
-    block_share: float = 0.30
+    block_share: float = 0.22
     """Holes that are the rest of a line and one to four lines more; what is left over are random spans."""
     max_span_chars: int = 200
     """Longest random span."""
@@ -91,6 +93,10 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Steps until the learning rate is whole."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    num_processes: int = 0
+    """Processes that make rows, for steps that a thread cannot feed; 0: a thread."""
+    products: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the operands of products; sums are float32. `auto`: bfloat16 on GPUs and on CPUs with AMX."""
     checkpoint_s: float = 240.0
     """Seconds between checkpoints."""
     held_out_steps: int = 500

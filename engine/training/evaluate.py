@@ -14,7 +14,8 @@ import numpy as np
 from engine.model.config import ModelConfig
 from engine.training.config import TrainingConfig
 from engine.training.examples import HOLE, Example, ExampleMaker, choose_hole
-from engine.training.trainer import Tree, attend_causally_in_blocks, make_measurement, merge_params
+from engine.training.products import attend_causally_in_blocks
+from engine.training.trainer import Tree, make_measurement, merge_params
 from engine.training.vocabulary import PAD
 
 _ROWS_PER_PASS = 16

@@ -19,7 +19,8 @@ from engine.training.manifest import Split
 from engine.training.vocabulary import END, FILE, MIDDLE, PAD, PREFIX, SUFFIX
 
 UNLEARNED, TEXT, HOLE = 0, 1, 2
-"""Kinds of tokens: not learned (padding, an end that is none), learned, and learned within a hole, end included."""
+"""Kinds of tokens: not learned (padding, an end that is none, a newline between cut and cursor), learned, and learned
+within a hole, end included."""
 
 _CHARS_PER_TOKEN = 5
 """Generous: windows are cut in characters first, so that far text is never tokenised."""
@@ -82,8 +83,9 @@ def _choose_column(text: str, line_start: int, line_end: int, rng: np.random.Gen
 
 
 def _choose_cut(text: str, start: int, rng: np.random.Generator) -> int:
+    # Mostly the cursor's line, as serving asks: there the text above stands far from the hole, which has to be learned.
     place = rng.random()
-    lines_up = 0 if place < 0.4 else int(rng.integers(1, 9)) if place < 0.8 else int(rng.integers(9, 60))
+    lines_up = 0 if place < 0.65 else int(rng.integers(1, 9)) if place < 0.9 else int(rng.integers(9, 60))
     cut = text.rfind("\n", 0, start) + 1
     for _ in range(lines_up):
         if cut == 0:
@@ -113,6 +115,7 @@ class ExampleMaker:
         # Very long files are drawn less often than their length asks: they tend to be tables.
         weights = np.array([min(len(document.text), 60_000) for document in self.documents], np.float64)
         self._cumulative = np.cumsum(weights / weights.sum())
+        self._line_ends = self.line_end_tokens()
         self._siblings: dict[str, list[int]] = {}
         for index, document in enumerate(self.documents):
             self._siblings.setdefault(document.project, []).append(index)
@@ -197,7 +200,13 @@ class ExampleMaker:
         tokens = [PREFIX, *context, *header, *above, SUFFIX, *after, MIDDLE, *middle, END]
         kinds = [TEXT] * len(tokens)
         kinds[0] = UNLEARNED
-        kinds[len(tokens) - len(middle) - 1 + num_current :] = [HOLE] * (len(middle) - num_current + 1)
+        start = len(tokens) - len(middle) - 1
+        # Nothing marks the cursor: a line end above it looks like one in the hole. Were it learned that a newline
+        # follows there, which it nearly always does, the end marker would hardly ever be the likeliest.
+        for place in range(start, start + num_current):
+            if tokens[place] in self._line_ends:
+                kinds[place] = UNLEARNED
+        kinds[start + num_current :] = [HOLE] * (len(middle) - num_current + 1)
         return Example(tokens, kinds)
 
     def _middle(self, current: str, filling: str, rng: np.random.Generator) -> tuple[list[int], int]:

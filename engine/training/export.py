@@ -12,6 +12,7 @@ import jax
 import ml_dtypes
 import msgspec
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from engine.model.config import ModelConfig
@@ -19,8 +20,9 @@ from engine.model.families.llama import tensor_names
 from engine.training.checkpoint import CheckpointStore
 from engine.training.config import TrainingConfig
 from engine.training.errors import CheckpointError
-from engine.training.trainer import Tree, make_initial_state
+from engine.training.trainer import Progress, Tree, make_initial_state
 from engine.training.vocabulary import END, PAD, SPECIAL_TOKENS
+from engine.weights.load import load_model
 
 
 def to_hugging_face(params: Tree, model: ModelConfig) -> dict[str, np.ndarray]:
@@ -93,12 +95,30 @@ def tokenizer_config(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def last_params(config: TrainingConfig, store: CheckpointStore) -> tuple[int, Tree]:
-    """Return step and weights of the last checkpoint; raises CheckpointError."""
+def last_checkpoint(config: TrainingConfig, store: CheckpointStore) -> tuple[Progress, Tree]:
+    """Return progress and weights of the last checkpoint; raises CheckpointError."""
     restored = store.restore_last(jax.eval_shape(make_initial_state(config)))
     if restored is None:
         raise CheckpointError("no checkpoint; expected a trained one; run `python -m engine.training train`")
-    return restored.step, restored.state.params
+    return msgspec.json.decode(restored.progress, type=Progress), restored.state.params
+
+
+def load_exported(config: TrainingConfig, tokenizer_path: Path, directory: Path) -> tuple[int, Tree]:
+    """Return tokens read and weights of an exported model of the same shape and vocabulary; raises CheckpointError."""
+    loaded = load_model(directory, dtype=np.float32)
+    if loaded.config != config.shape.resolve():
+        raise CheckpointError(
+            f"{directory} holds a model of the shape {loaded.config}; expected {config.shape.resolve()}; "
+            "change [shape] of the training config or begin with another model"
+        )
+    if (directory / "tokenizer.json").read_bytes() != tokenizer_path.read_bytes():
+        raise CheckpointError(
+            f"{directory / 'tokenizer.json'} differs from {tokenizer_path}; expected one vocabulary for both; "
+            "copy the model's into the work folder"
+        )
+    with safe_open(directory / "model.safetensors", framework="numpy") as file:
+        num_tokens = int((file.metadata() or {}).get("num_tokens", 0))
+    return num_tokens, loaded.weights
 
 
 def export_model(config: TrainingConfig, store: CheckpointStore, tokenizer_path: Path, out: Path) -> int:
@@ -107,16 +127,17 @@ def export_model(config: TrainingConfig, store: CheckpointStore, tokenizer_path:
     Every file is written aside and renamed: a reader finds the old model or the new one.
     """
     model = config.shape.resolve()
-    step, params = last_params(config, store)
+    progress, params = last_checkpoint(config, store)
+    metadata = {"format": "pt", "num_tokens": str(progress.num_tokens)}
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / "model.safetensors", save(to_hugging_face(params, model), metadata={"format": "pt"}))
+    _write(out / "model.safetensors", save(to_hugging_face(params, model), metadata=metadata))
     _write(out / "config.json", _json(hugging_face_config(model)))
     _write(out / "tokenizer_config.json", _json(tokenizer_config(model)))
     _write(out / "generation_config.json", _json({"bos_token_id": END, "eos_token_id": END, "pad_token_id": PAD}))
     partial = out / "tokenizer.json.partial"
     shutil.copyfile(tokenizer_path, partial)
     partial.rename(out / "tokenizer.json")
-    return step
+    return progress.step
 
 
 def _leaf(params: Tree, path: tuple[str | int, ...]) -> Any:

@@ -13,21 +13,24 @@ from engine.training.errors import ManifestError
 
 MANIFEST_PATH = Path(__file__).with_name("manifest.toml")
 
-Kind = Literal["stdlib", "pypi", "npm"]
+Kind = Literal["stdlib", "pypi", "npm", "debian"]
 Split = Literal["train", "held-out"]
 
 PERMISSIVE_LICENCES = frozenset(
     [
         "0BSD",
         "Apache-2.0",
+        "BSD-1-Clause",
         "BSD-2-Clause",
         "BSD-3-Clause",
+        "BSL-1.0",
         "CC0-1.0",
         "ISC",
         "MIT",
         "MIT-0",
         "MIT-CMU",
         "PSF-2.0",
+        "Unlicense",
         "Zlib",
     ]
 )
@@ -42,7 +45,7 @@ class Package(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     licence: str
     """SPDX expression of permissive licences."""
     kind: Kind
-    """Where it comes from: the running interpreter, pip or npm."""
+    """Where it comes from: the running interpreter, pip, npm or apt."""
     split: Split = "train"
     """Held-out projects are never trained on."""
 

@@ -9,11 +9,12 @@ The same code runs in float32 on a CPU and, with weights kept in float32, in bfl
 
 import functools
 import logging
-import queue
+import math
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,10 +27,13 @@ from flax import nnx
 from rich.console import Console
 
 from engine.model.config import ModelConfig
-from engine.model.transformer import Transformer, attend_causally
+from engine.model.transformer import Transformer, rope_table
+from engine.training.batches import Batch, BatchMaker, Prefetch, stack
 from engine.training.checkpoint import CheckpointStore
 from engine.training.config import TrainingConfig
 from engine.training.examples import HOLE, ExampleMaker
+from engine.training.muon import scale_by_muon
+from engine.training.products import attend_causally_in_blocks, has_fast_bfloat16, multiply, target_losses
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +50,16 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """Steps done in all."""
     phase_step: int = 0
     """Steps done in this phase; with the rows of a step it is the position in the data."""
+    phase_s: float = 0.0
+    """Seconds spent in this phase, over all resumptions, measurements and checkpoints included."""
     decay_steps: int = 0
-    """Steps the decay phase takes; 0 while the phase is stable."""
+    """Steps the decay phase takes; 0 while the phase is stable, and where it has a time instead."""
+    decay_s: float = 0.0
+    """Seconds the decay phase takes, where that is set instead of its steps."""
     num_tokens: int = 0
-    """Tokens read in all."""
+    """Tokens read in all, by the weights that the run began with too."""
+    num_tokens_before: int = 0
+    """Tokens that the weights it began with had read; 0 for fresh ones."""
     training_s: float = 0.0
     """Seconds spent in steps, over all resumptions."""
 
@@ -85,13 +95,6 @@ class Metrics(NamedTuple):
     grad_norm: jax.Array
 
 
-class Batch(NamedTuple):
-    """Rows of one step: `tokens [B, T + 1]`, `kinds [B, T + 1]`."""
-
-    tokens: np.ndarray
-    kinds: np.ndarray
-
-
 # --- programs -------------------------------------------------------------------------------------------------------
 
 
@@ -110,44 +113,39 @@ def merge_params(model: ModelConfig, params: Tree) -> Transformer:
     return merged
 
 
-def attend_causally_in_blocks(layer: int, q: jax.Array, k: jax.Array, v: jax.Array, *, block: int = 128) -> jax.Array:
-    """`attend_causally` without the upper triangle: each block of queries sees only the keys up to its own end."""
-    length = q.shape[1]
-    if length <= block:
-        return attend_causally(layer, q, k, v)
-    parts = []
-    num_heads, size, num_kv_heads = q.shape[2], q.shape[3], k.shape[2]
-    mask = jnp.tril(jnp.ones((block, block), bool))
-    for start in range(0, length, block):
-        end = min(start + block, length)
-        grouped = q[:, start:end].reshape(q.shape[0], end - start, num_kv_heads, num_heads // num_kv_heads, size)
-        scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k[:, :end], preferred_element_type=jnp.float32) * size**-0.5
-        seen = jnp.concatenate([jnp.ones((end - start, start), bool), mask[: end - start, : end - start]], axis=1)
-        weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1).astype(v.dtype)
-        parts.append(jnp.einsum("bkgts,bskh->btkgh", weights, v[:, :end]))
-    return jnp.concatenate(parts, axis=1).reshape(q.shape)
+def product_dtype(config: TrainingConfig) -> Any:
+    """Return the type that operands of products are rounded to."""
+    uses_bfloat16 = has_fast_bfloat16() if config.products == "auto" else config.products == "bfloat16"
+    return jnp.bfloat16 if uses_bfloat16 else jnp.float32
 
 
 def token_losses(config: TrainingConfig, model: ModelConfig, params: Tree, tokens: jax.Array) -> jax.Array:
-    """Return the loss of each target token, `[B, T]` float32; compute in bfloat16 where there is a GPU."""
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    module = merge_params(model, jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+    """Return the loss of each target token, `[B, T]` float32.
+
+    In bfloat16 a GPU keeps activations in it too; a CPU has nothing to gain from that.
+    """
+    dtype = product_dtype(config)
+    stream_dtype = jnp.float32 if jax.default_backend() == "cpu" else dtype
+    module = merge_params(model, jax.tree.map(lambda leaf: leaf.astype(stream_dtype), params))
+    if dtype == jnp.bfloat16:
+        for layer in module.layers:
+            assert layer.gate_up is not None, "the trained family has a gated MLP"
+            for linear in (layer.qkv, layer.output, layer.gate_up, layer.down):
+                linear.multiply = multiply
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    positions = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
-    hidden = module(inputs, positions, attend_causally_in_blocks)
-
-    def losses_of(hidden: jax.Array, targets: jax.Array) -> jax.Array:
-        logits = module.logits(hidden)
-        of_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits, axis=-1) - of_target
-
+    length = inputs.shape[1]
+    positions = jnp.broadcast_to(jnp.arange(length), inputs.shape)
+    cos, sin = rope_table(model, length)
+    attend = functools.partial(attend_causally_in_blocks, dtype=dtype)
+    hidden = module(inputs, positions, attend, rope=(jnp.asarray(cos), jnp.asarray(sin))).reshape(-1, model.hidden_size)
+    embedding, flat_targets = module.embedding[...], targets.reshape(-1)
     if not config.loss_chunk_tokens:
-        return losses_of(hidden, targets)
-    flat, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+        return target_losses(hidden, embedding, flat_targets, dtype).reshape(targets.shape)
     chunk = config.loss_chunk_tokens
+    losses_of = jax.checkpoint(target_losses, static_argnums=3)
     losses = [
-        jax.checkpoint(losses_of)(flat[start : start + chunk], flat_targets[start : start + chunk])
-        for start in range(0, flat.shape[0], chunk)
+        losses_of(hidden[start : start + chunk], embedding, flat_targets[start : start + chunk], dtype)
+        for start in range(0, hidden.shape[0], chunk)
     ]
     return jnp.concatenate(losses).reshape(targets.shape)
 
@@ -177,7 +175,11 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
 
     adam = {"b1": 0.9, "b2": 0.95}
     transforms: dict[Any, optax.GradientTransformation] = {
-        "matrix": optax.contrib.muon(config.learning_rate, weight_decay=config.weight_decay),
+        "matrix": optax.chain(
+            scale_by_muon(product_dtype(config)),
+            optax.add_decayed_weights(config.weight_decay),
+            optax.scale_by_learning_rate(config.learning_rate),
+        ),
         "embedding": optax.adamw(config.adam_learning_rate, weight_decay=config.weight_decay, **adam),
         "vector": optax.adamw(config.adam_learning_rate, weight_decay=0.0, **adam),
     }
@@ -222,10 +224,17 @@ def make_initial_state(config: TrainingConfig) -> Callable[[], TrainState]:
     return jax.jit(make)
 
 
+def decayed_share(progress: Progress) -> float:
+    """Return how much of the decay phase is over, by its steps or by its time."""
+    if progress.decay_s:
+        return progress.phase_s / progress.decay_s
+    return progress.phase_step / progress.decay_steps
+
+
 def learning_rate_scale(config: TrainingConfig, progress: Progress) -> float:
     """Return the share of the full learning rate at the coming step: warm-up, stable, then linear to nearly nothing."""
     if progress.phase == "decay":
-        return max(1.0 - progress.phase_step / progress.decay_steps, 0.01)
+        return max(1.0 - decayed_share(progress), 0.01)
     return min((progress.step + 1) / max(config.warmup_steps, 1), 1.0)
 
 
@@ -236,12 +245,12 @@ class Trainer:
     """One run in one work folder. Invariant: state, progress and data position always belong to the same step."""
 
     def __init__(
-        self, config: TrainingConfig, examples: ExampleMaker, held_out: ExampleMaker, store: CheckpointStore, log: Path
+        self, config: TrainingConfig, batches: BatchMaker, held_out: ExampleMaker, store: CheckpointStore, log: Path
     ) -> None:
         self.config = config
         self.model = config.shape.resolve()
         self.progress = Progress()
-        self._examples = examples
+        self._batches = batches
         self._held_out = held_out
         self._store = store
         self._log = log
@@ -259,15 +268,27 @@ class Trainer:
         self.progress = msgspec.json.decode(restored.progress, type=Progress)
         return True
 
-    def begin_decay(self, num_steps: int) -> None:
-        """Leave the stable phase: from here on longer rows and a falling learning rate."""
+    def begin_from(self, params: Tree, num_tokens: int) -> None:
+        """Begin with trained weights that have read `num_tokens`: fresh optimiser state, warm-up, rows not yet read."""
+        self.state = TrainState(params, self.state.optimizer)
+        self.progress = Progress(num_tokens=num_tokens, num_tokens_before=num_tokens)
+
+    def begin_decay(self, *, num_steps: int = 0, num_s: float = 0.0) -> None:
+        """Leave the stable phase: from here on longer rows, and a learning rate that falls with steps or with time.
+
+        In a decay that has begun, the time may still be changed: on a shared machine nobody knows how long it takes.
+        """
+        assert bool(num_steps) != bool(num_s), "steps or seconds"
         if self.progress.phase == "stable":
-            self.progress = msgspec.structs.replace(self.progress, phase="decay", phase_step=0, decay_steps=num_steps)
+            length = {"decay_steps": num_steps, "decay_s": num_s}
+            self.progress = msgspec.structs.replace(self.progress, phase="decay", phase_step=0, phase_s=0.0, **length)
+        elif num_s:
+            self.progress = msgspec.structs.replace(self.progress, decay_s=num_s, decay_steps=0)
 
     @property
     def is_done(self) -> bool:
         """Whether the decay phase has come to its end."""
-        return self.progress.phase == "decay" and self.progress.phase_step >= self.progress.decay_steps
+        return self.progress.phase == "decay" and decayed_share(self.progress) >= 1.0
 
     def save(self) -> None:
         """Write a checkpoint; a full disk is reported and the run goes on with its last good checkpoint."""
@@ -276,14 +297,17 @@ class Trainer:
         except (OSError, ValueError) as error:
             logger.warning("no checkpoint at step %d: %s; the one before stays", self.progress.step, error)
 
-    def run(self, *, num_steps: int, console: Console) -> bool:
-        """Train up to `num_steps` of the current phase; False when a signal ended it early. Saves at the end."""
+    def run(self, *, console: Console, num_steps: int | None = None, num_s: float | None = None) -> bool:
+        """Train up to `num_steps` or `num_s` seconds of the phase, a decay no further than to its end; save.
+
+        Returns False when a signal ended it early.
+        """
         stopped = threading.Event()
         previous = {
             number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)
         }
         try:
-            self._loop(num_steps, stopped, console)
+            self._loop(num_steps or sys.maxsize, num_s or math.inf, stopped, console)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -295,21 +319,24 @@ class Trainer:
         if not self._held_out_rows:
             count, per_step = self.config.num_held_out_rows, 8
             self._held_out_rows = [
-                _stack(self._held_out, range(start, min(start + per_step, count)), self.config.row_length)
+                stack(self._held_out, range(start, min(start + per_step, count)), self.config.row_length)
                 for start in range(0, count, per_step)
             ]
         pairs = [self._losses(self.state.params, batch.tokens, batch.kinds) for batch in self._held_out_rows]
         return float(np.mean([pair[0] for pair in pairs])), float(np.mean([pair[1] for pair in pairs]))
 
-    def _loop(self, num_steps: int, stopped: threading.Event, console: Console) -> None:
+    def _loop(self, num_steps: int, num_s: float, stopped: threading.Event, console: Console) -> None:
         is_decay = self.progress.phase == "decay"
         length = self.config.decay_row_length if is_decay else self.config.row_length
         num_rows = self.config.decay_rows_per_step if is_decay else self.config.rows_per_step
-        last_save = last_log = time.monotonic()
+        last_save = last_log = last_end = time.monotonic()
         metrics: list[Metrics] = []
-        with Prefetch(self._examples, first_step=self.progress.phase_step, num_rows=num_rows, length=length) as batches:
+        # Rows of a phase are numbered; the weights a run began with may have read as many of them as they read tokens.
+        first_step = self.progress.phase_step + self.progress.num_tokens_before // (num_rows * length)
+        with Prefetch(self._batches, first_step=first_step, num_rows=num_rows, length=length) as batches:
             for batch in batches:
-                if stopped.is_set() or self.progress.phase_step >= num_steps:
+                is_over = self.progress.phase_step >= num_steps or self.progress.phase_s >= num_s or self.is_done
+                if stopped.is_set() or is_over:
                     break
                 rate = np.float32(learning_rate_scale(self.config, self.progress))
                 began = time.monotonic()
@@ -323,7 +350,9 @@ class Trainer:
                     phase_step=self.progress.phase_step + 1,
                     num_tokens=self.progress.num_tokens + num_rows * length,
                     training_s=self.progress.training_s + now - began,
+                    phase_s=self.progress.phase_s + now - last_end,
                 )
+                last_end = now
                 measures_held_out = self.progress.step % self.config.held_out_steps == 0
                 if measures_held_out or len(metrics) >= 25:
                     speed = len(metrics) * num_rows * length / (time.monotonic() - last_log)
@@ -355,51 +384,3 @@ class Trainer:
         if line.held_out_hole_loss is not None:
             text += f" · held out {line.held_out_loss:.3f}, hole {line.held_out_hole_loss:.3f}"
         console.print(text, markup=False, highlight=False)
-
-
-class Prefetch:
-    """Makes the batches of the coming steps in a thread, few ahead; leaving the context ends the thread."""
-
-    def __init__(self, examples: ExampleMaker, *, first_step: int, num_rows: int, length: int) -> None:
-        self._examples = examples
-        self._first_step = first_step
-        self._num_rows = num_rows
-        self._length = length
-        self._batches: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=4)
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._make, name="examples", daemon=True)
-
-    def __enter__(self) -> Iterator[Batch]:
-        self._thread.start()
-        return self._take()
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        while self._thread.is_alive():
-            try:
-                self._batches.get(timeout=0.01)
-            except queue.Empty:
-                continue
-        self._thread.join()
-
-    def _take(self) -> Iterator[Batch]:
-        while True:
-            batch = self._batches.get()
-            if isinstance(batch, BaseException):
-                raise batch
-            yield batch
-
-    def _make(self) -> None:
-        step = self._first_step
-        try:
-            while not self._ended.is_set():
-                rows = range(step * self._num_rows, (step + 1) * self._num_rows)
-                self._batches.put(_stack(self._examples, rows, self._length))
-                step += 1
-        except Exception as error:  # the thread's boundary: the loop raises it
-            self._batches.put(error)
-
-
-def _stack(examples: ExampleMaker, indices: range, length: int) -> Batch:
-    rows = [examples.row(index, length) for index in indices]
-    return Batch(np.stack([row.tokens for row in rows]), np.stack([row.kinds for row in rows]))

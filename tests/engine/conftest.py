@@ -28,12 +28,13 @@ def make_plan(
     prefill_chunk: int = 16,
     num_blocks: int = 4,
     drafts: bool = True,
+    token_healing: bool = True,
 ) -> EnginePlan:
     model = ModelConfig(
         family="llama", vocab_size=512, hidden_size=16, intermediate_size=16, num_layers=1, num_heads=1,
         num_kv_heads=1, head_size=16, max_context=max_context,
     )  # fmt: skip
-    config = EngineConfig(num_slots=num_slots, prefill_chunk=prefill_chunk, drafts=drafts)
+    config = EngineConfig(num_slots=num_slots, prefill_chunk=prefill_chunk, drafts=drafts, token_healing=token_healing)
     return msgspec.structs.replace(resolve(config, model, available_bytes=1 << 30), num_blocks=num_blocks)
 
 

@@ -68,6 +68,18 @@ def test_the_token_before_the_cursor_is_healed_and_not_shown_again(engine, token
     assert recorder.text == expected_text(one, tokenizer, template, ascii_ids)
 
 
+def test_without_healing_the_model_goes_on_after_the_token_before_the_cursor(
+    make_engine, tokenizer, template, ascii_ids
+) -> None:
+    one = request("a", "def f():\n    retu", max_tokens=6)
+    engine = make_engine(token_healing=False)
+    recorder = submit(engine, one)
+    run_until_idle(engine)
+    prompt = build_prompt(one, tokenizer, template, max_prompt_tokens=250, heals=False)
+    produced = completion_of(prompt.tokens, ascii_ids, 6)
+    assert recorder.text == b"".join(map(tokenizer.token_bytes, produced)).decode()
+
+
 def test_healing_is_not_held_against_the_token_limit(engine, tokenizer, template, ascii_ids) -> None:
     requests = [request(str(i), "def f():\n" + "    return"[:i], max_tokens=1) for i in range(2, 11)]
     recorders = [submit(engine, one) for one in requests]

@@ -154,6 +154,13 @@ def test_the_last_token_before_the_cursor_is_left_to_the_model(before: str, cut:
     assert prompt.heal.endswith(heal[-1:])
 
 
+@given(asked=requests())
+def test_without_healing_the_prompt_holds_all_text_before_the_cursor(asked: Request) -> None:
+    prompt = build_prompt(asked, TOKENIZER, TEMPLATE, max_prompt_tokens=4096, heals=False)
+    assert prompt.heal == b""
+    assert parts_of(prompt)["current"] == asked.before[asked.cut :]
+
+
 def test_the_healed_bytes_can_always_be_written() -> None:
     prompt = prompt_of(request("return"))
     allowed = TOKENIZER.tokens_for_bytes(prompt.heal)

@@ -22,6 +22,8 @@ def test_the_plan_joins_choices_and_facts() -> None:
     num_positions = 6 * plan.capacity + plan.num_blocks * BLOCK_TOKENS
     assert plan.kv_bytes == num_positions * MODEL.kv_bytes_per_token
     assert plan.dtype == "float32"
+    assert plan.token_healing
+    assert not resolve(EngineConfig(token_healing=False), MODEL, available_bytes=1 << 30).token_healing
 
 
 def test_a_context_longer_than_the_model_is_refused() -> None:

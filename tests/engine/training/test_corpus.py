@@ -1,4 +1,6 @@
 import io
+import shutil
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -8,7 +10,16 @@ import pytest
 from rich.console import Console
 
 from engine.training import corpus
-from engine.training.corpus import Deduplicator, fetch, gather, load_documents, reason_to_leave_out, thin_out
+from engine.training.corpus import (
+    Deduplicator,
+    fetch,
+    gather,
+    language_of,
+    load_documents,
+    read_debian,
+    reason_to_leave_out,
+    thin_out,
+)
 from engine.training.errors import CorpusError
 from engine.training.manifest import Manifest, Package
 
@@ -88,6 +99,61 @@ def test_a_damaged_archive_counts_as_missing(downloads, tmp_path) -> None:
     assert list(report.missing) == ["fruit"]
 
 
+@pytest.fixture
+def debian(tmp_path: Path) -> Package:
+    """A Debian package as apt-get leaves it: `dpkg-deb` packs it, so the test needs a Debian machine."""
+    if shutil.which("dpkg-deb") is None:
+        pytest.skip("dpkg-deb is not here")
+    root = tmp_path / "root"
+    files = {
+        "usr/share/gocode/src/example.org/nut/nut.go": SOURCE,
+        "usr/share/cargo/registry/nut-1.0/src/lib.rs": other_source("rust"),
+        "usr/include/nut/nut.hpp": other_source("header"),
+        "usr/share/doc/nut/README": SOURCE,
+        "DEBIAN/control": "Package: nut\nVersion: 1:2.0-1\nArchitecture: all\nMaintainer: N\nDescription: n\n",
+    }
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    folder = tmp_path / "downloads" / "debian" / "nut-1:2.0-1"
+    folder.mkdir(parents=True)
+    command = ["dpkg-deb", "--root-owner-group", "--build", str(root), str(folder / "nut_2.0-1_all.deb")]
+    subprocess.run(command, check=True, capture_output=True)
+    return Package(name="nut", version="1:2.0-1", licence="MIT", kind="debian")
+
+
+def test_a_debian_package_gives_its_source_by_the_paths_people_know(debian, tmp_path) -> None:
+    gather(Manifest(packages=(debian,)), tmp_path, allow_missing=False, console=Console(quiet=True))
+    found = {document.path: document.language for document in load_documents(tmp_path)}
+    assert found == {"example.org/nut/nut.go": "go", "src/lib.rs": "rust", "nut/nut.hpp": "cpp"}
+
+
+def test_a_damaged_debian_package_counts_as_missing(debian, tmp_path) -> None:
+    (archive,) = (tmp_path / "downloads" / "debian" / "nut-1:2.0-1").iterdir()
+    archive.write_bytes(b"!<arch>")
+    with pytest.raises(CorpusError, match="dpkg-deb could not unpack it"):
+        list(read_debian(debian, tmp_path / "downloads"))
+
+
+def test_a_header_is_cpp_when_it_uses_words_of_cpp() -> None:
+    assert language_of("a/b.h", "struct point { int x; };\n") == "c"
+    assert language_of("a/b.h", "template <typename T> struct point { T x; };\n") == "cpp"
+    assert language_of("a/b.c", "int class = 0;\n") == "c"
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_a_corpus(downloads, tmp_path, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(
+        CorpusError, match=r"documents.msgpack cannot be written \(No space left on device\); expected room"
+    ):
+        gather(Manifest(packages=(WHEEL, ARCHIVE)), tmp_path, allow_missing=False, console=Console(quiet=True))
+    assert not (tmp_path / "documents.msgpack").exists()
+
+
 def test_an_empty_corpus_is_refused(tmp_path) -> None:
     with pytest.raises(CorpusError, match="the corpus is empty"):
         gather(Manifest(packages=()), tmp_path, allow_missing=True, console=Console(quiet=True))
@@ -116,6 +182,8 @@ def test_a_missing_and_a_damaged_corpus_are_named(tmp_path) -> None:
         ("a/b.py", "x = 1\n", "too short"),
         ("a/b.py", SOURCE + "\0", "not UTF-8"),
         ("a/b.py", SOURCE * 500, "too large"),
+        ("a/b.pb.go", SOURCE, "generated"),
+        ("a/b.h", "#import <UIKit/UIKit.h>\n" + SOURCE, "another language"),
         ("a/b.py", SOURCE + "# as in HumanEval\n", "mentions an evaluation set"),
     ],
 )

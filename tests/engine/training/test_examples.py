@@ -5,7 +5,7 @@ from tokenizers import Tokenizer
 from engine.training.config import ExamplesConfig
 from engine.training.corpus import Document
 from engine.training.errors import CorpusError
-from engine.training.examples import HOLE, UNLEARNED, Example, ExampleMaker, choose_hole
+from engine.training.examples import HOLE, TEXT, UNLEARNED, Example, ExampleMaker, choose_hole
 from engine.training.vocabulary import END, FILE, MIDDLE, PAD, PREFIX, SUFFIX
 
 ALWAYS_FIM = ExamplesConfig(plain_share=0.0)
@@ -62,6 +62,17 @@ def test_the_hole_is_what_is_learned_after_the_cursor_with_its_end(documents, to
         assert first > example.tokens.index(MIDDLE)
         assert set(example.kinds[first:]) == {HOLE}
         assert HOLE not in example.kinds[:first]
+
+
+def test_newlines_between_cut_and_cursor_are_not_learned_and_all_else_there_is(documents, tokenizer) -> None:
+    num_newlines = 0
+    for example in examples_of(maker_of(documents, tokenizer, ALWAYS_FIM), 100):
+        start, first = example.tokens.index(MIDDLE) + 1, example.kinds.index(HOLE)
+        for token, kind in zip(example.tokens[start:first], example.kinds[start:first], strict=True):
+            is_newline = tokenizer.decode([token]).startswith("\n")
+            assert kind == (UNLEARNED if is_newline else TEXT)
+            num_newlines += is_newline
+    assert num_newlines > 100
 
 
 def test_examples_keep_to_their_budget(documents, tokenizer) -> None:

@@ -2,6 +2,7 @@ import json
 
 import jax
 import ml_dtypes
+import msgspec
 import numpy as np
 import pytest
 from rich.console import Console
@@ -9,10 +10,11 @@ from safetensors.numpy import load_file
 
 from engine.model.families import family_of
 from engine.model.transformer import attend_causally
+from engine.training.batches import InlineBatches
 from engine.training.checkpoint import CheckpointStore
 from engine.training.errors import CheckpointError
 from engine.training.examples import ExampleMaker
-from engine.training.export import export_model, hugging_face_config, to_hugging_face
+from engine.training.export import export_model, hugging_face_config, load_exported, to_hugging_face
 from engine.training.trainer import Trainer, initial_params, merge_params
 from engine.training.vocabulary import save_vocabulary
 
@@ -21,10 +23,10 @@ from engine.training.vocabulary import save_vocabulary
 def exported(documents, tokenizer, config, tmp_path):
     """A model trained for a step and exported: the directory and the weights it was made of."""
     store = CheckpointStore(tmp_path / "checkpoints")
-    makers = (
+    examples, held_out = (
         ExampleMaker(documents, tokenizer, config.examples, split=split, seed=1) for split in ("train", "held-out")
     )
-    trainer = Trainer(config, *makers, store, tmp_path / "log.jsonl")
+    trainer = Trainer(config, InlineBatches(examples), held_out, store, tmp_path / "log.jsonl")
     trainer.run(num_steps=1, console=Console(quiet=True))
     save_vocabulary(tokenizer, tmp_path / "tokenizer.json")
     reader = CheckpointStore(tmp_path / "checkpoints", is_reader=True)
@@ -75,6 +77,25 @@ def test_the_exported_tensors_compute_what_the_weights_do(config) -> None:
     hidden = merge_params(model, params)(tokens, np.arange(12)[None], attend_causally)
     assert hidden.shape == (1, 12, model.hidden_size)
     assert jax.numpy.isfinite(hidden).all()
+
+
+def test_an_export_loads_back_with_its_tokens_to_train_on(exported, config, tmp_path) -> None:
+    directory, params = exported
+    num_tokens, loaded = load_exported(config, tmp_path / "tokenizer.json", directory)
+    assert num_tokens == 2 * 64
+    assert jax.tree.structure(loaded) == jax.tree.structure(params)
+    for ours, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(loaded), strict=True):
+        np.testing.assert_array_equal(np.asarray(ours).astype(ml_dtypes.bfloat16), theirs)
+
+
+def test_weights_of_another_shape_or_vocabulary_are_not_begun_with(exported, config, tmp_path) -> None:
+    directory, _ = exported
+    wider = msgspec.structs.replace(config, shape=msgspec.structs.replace(config.shape, intermediate_size=48))
+    with pytest.raises(CheckpointError, match=r"intermediate_size=32.*; expected .*intermediate_size=48.*; change"):
+        load_exported(wider, tmp_path / "tokenizer.json", directory)
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"differs from .*other.json; expected one vocabulary for both"):
+        load_exported(config, tmp_path / "other.json", directory)
 
 
 def test_exporting_without_a_checkpoint_says_what_to_run(config, tmp_path) -> None:

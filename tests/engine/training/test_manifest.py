@@ -6,10 +6,10 @@ from engine.training.manifest import MANIFEST_PATH, load_manifest
 PACKAGE = '[[packages]]\nname = "a"\nversion = "1"\nlicence = "{}"\nkind = "pypi"\nsplit = "train"\n'
 
 
-def test_the_manifest_of_the_starter_model_is_permissive_and_holds_out_both_ecosystems() -> None:
+def test_the_manifest_of_the_starter_model_is_permissive_and_holds_out_whole_projects() -> None:
     packages = load_manifest(MANIFEST_PATH).packages
-    assert {package.kind for package in packages} == {"stdlib", "pypi", "npm"}
-    assert {package.kind for package in packages if package.split == "held-out"} == {"pypi", "npm"}
+    assert {package.kind for package in packages} == {"stdlib", "pypi", "npm", "debian"}
+    assert {package.kind for package in packages if package.split == "held-out"} == {"pypi", "npm", "debian"}
     assert all(package.version for package in packages)
     names = [(package.kind, package.name) for package in packages]
     assert len(names) == len(set(names))

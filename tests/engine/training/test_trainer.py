@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import msgspec
@@ -5,18 +7,18 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from engine.model.transformer import attend_causally
+from engine.training.batches import InlineBatches
 from engine.training.checkpoint import CheckpointStore
+from engine.training.config import TrainingConfig
 from engine.training.examples import ExampleMaker
 from engine.training.trainer import (
     Log,
-    Prefetch,
     Progress,
     Trainer,
-    attend_causally_in_blocks,
     initial_params,
     learning_rate_scale,
     mean_losses,
+    product_dtype,
 )
 
 QUIET = Console(quiet=True)
@@ -27,13 +29,13 @@ def make_trainer(documents, tokenizer, config, tmp_path):
     """Build trainers in named folders; their stores are closed at the end."""
     stores = []
 
-    def make(folder: str) -> Trainer:
+    def make(folder: str, config: TrainingConfig = config) -> Trainer:
         store = CheckpointStore(tmp_path / folder / "checkpoints")
         stores.append(store)
-        makers = (
+        examples, held_out = (
             ExampleMaker(documents, tokenizer, config.examples, split=split, seed=1) for split in ("train", "held-out")
         )
-        return Trainer(config, *makers, store, tmp_path / folder / "log.jsonl")
+        return Trainer(config, InlineBatches(examples), held_out, store, tmp_path / folder / "log.jsonl")
 
     yield make
     for store in stores:
@@ -48,7 +50,7 @@ def assert_same_state(one: Trainer, other: Trainer) -> None:
 def test_a_resumed_run_equals_an_uninterrupted_one_through_both_phases(make_trainer, tmp_path) -> None:
     whole = make_trainer("whole")
     whole.run(num_steps=4, console=QUIET)
-    whole.begin_decay(2)
+    whole.begin_decay(num_steps=2)
     whole.run(num_steps=2, console=QUIET)
     assert whole.is_done
 
@@ -57,13 +59,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one_through_both_phases(make_trai
     assert second.resume()
     assert second.progress.step == 3
     second.run(num_steps=4, console=QUIET)
-    second.begin_decay(2)
+    second.begin_decay(num_steps=2)
     second.run(num_steps=1, console=QUIET)
     third = make_trainer("parts")
     assert third.resume()
     assert (third.progress.phase, third.progress.phase_step) == ("decay", 1)
-    third.begin_decay(9)
-    third.run(num_steps=third.progress.decay_steps, console=QUIET)
+    third.begin_decay(num_steps=9)
+    third.run(console=QUIET)
 
     assert third.is_done
     assert_same_state(whole, third)
@@ -108,14 +110,6 @@ def test_a_few_steps_lower_the_loss(make_trainer) -> None:
     assert after < before - 0.5
 
 
-def test_attention_in_blocks_equals_the_obvious_one() -> None:
-    keys = jax.random.split(jax.random.key(0), 3)
-    q = jax.random.normal(keys[0], (2, 24, 4, 8))
-    k, v = (jax.random.normal(key, (2, 24, 2, 8)) for key in keys[1:])
-    blocked = attend_causally_in_blocks(0, q, k, v, block=10)
-    np.testing.assert_allclose(blocked, attend_causally(0, q, k, v), atol=1e-5)
-
-
 def test_scores_in_chunks_give_the_same_loss(config) -> None:
     model = config.shape.resolve()
     params = initial_params(model, 0)
@@ -126,17 +120,52 @@ def test_scores_in_chunks_give_the_same_loss(config) -> None:
     np.testing.assert_allclose(mean_losses(chunked, model, params, tokens, kinds), whole, rtol=1e-5)
 
 
+def test_steps_in_bfloat16_lower_the_loss_as_those_in_float32_do(make_trainer, config) -> None:
+    after = []
+    for products in ("float32", "bfloat16"):
+        trainer = make_trainer(products, msgspec.structs.replace(config, products=products))
+        assert jnp.dtype(product_dtype(trainer.config)) == products
+        trainer.run(num_steps=10, console=QUIET)
+        after.append(trainer.measure_held_out()[0])
+    np.testing.assert_allclose(after[1], after[0], rtol=0.02)
+
+
+def test_a_run_that_begins_with_trained_weights_warms_up_and_reads_other_rows(make_trainer) -> None:
+    first = make_trainer("first")
+    first.run(num_steps=4, console=QUIET)
+    second = make_trainer("second")
+    second.begin_from(jax.tree.map(np.asarray, first.state.params), first.progress.num_tokens)
+    assert learning_rate_scale(second.config, second.progress) == 0.5
+    read = []
+    submit = second._batches.submit
+    second._batches.submit = lambda indices, length: read.append(indices) or submit(indices, length)
+    second.run(num_steps=2, console=QUIET)
+    assert read[0] == range(8, 10), "rows 0 to 7 were read before"
+    assert second.progress.num_tokens == first.progress.num_tokens + 2 * 2 * 64
+    assert second.progress.step == 2
+
+
 def test_the_learning_rate_warms_up_stays_and_falls(config) -> None:
     stable = [learning_rate_scale(config, Progress(step=step)) for step in range(4)]
     assert stable == [0.5, 1.0, 1.0, 1.0]
     decay = [learning_rate_scale(config, Progress(phase="decay", phase_step=step, decay_steps=4)) for step in range(5)]
     assert decay == [1.0, 0.75, 0.5, 0.25, 0.01]
+    timed = [learning_rate_scale(config, Progress(phase="decay", phase_s=s, decay_s=20.0)) for s in (0.0, 5.0, 30.0)]
+    assert timed == [1.0, 0.75, 0.01]
 
 
-def test_a_failure_while_making_examples_reaches_the_loop() -> None:
-    class Broken:
-        def row(self, index: int, length: int) -> None:
-            raise ValueError(f"row {index}")
-
-    with Prefetch(Broken(), first_step=3, num_rows=2, length=8) as batches, pytest.raises(ValueError, match="row 6"):
-        next(batches)
+def test_a_phase_with_a_time_ends_with_it(make_trainer, monkeypatch) -> None:
+    clock = itertools.count(step=0.5)
+    monkeypatch.setattr("engine.training.trainer.time.monotonic", lambda: float(next(clock)))
+    trainer = make_trainer("timed")
+    trainer.run(num_s=5.0, console=QUIET)
+    assert 5.0 <= trainer.progress.phase_s < 10.0
+    num_stable = trainer.progress.phase_step
+    assert num_stable > 1
+    trainer.begin_decay(num_s=100.0)
+    trainer.run(num_steps=1, console=QUIET)
+    assert not trainer.is_done
+    trainer.begin_decay(num_s=4.0)
+    trainer.run(console=QUIET)
+    assert trainer.is_done
+    assert 4.0 <= trainer.progress.phase_s < 9.0
