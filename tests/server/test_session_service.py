@@ -282,6 +282,19 @@ def test_a_defect_names_an_incident_and_the_stream_goes_on(
     assert stream.suggestion(stream.type(1, " 3"))[0] == expected_text("3", 12)
 
 
+def test_a_defect_of_the_stream_itself_ends_it_and_names_an_incident(
+    stream: Stream, server: InProcessServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.app.sessions, "document", None)
+    stream.open("7")
+    with pytest.raises(grpc.RpcError) as raised:
+        next(stream.call)
+    error: Any = raised.value
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert error.details().startswith("the request failed unexpectedly; see incident ")
+    monkeypatch.undo()
+
+
 def test_a_full_server_says_when_to_try_again(
     stream: Stream, server: InProcessServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
