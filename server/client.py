@@ -5,7 +5,8 @@
         for text in client.stream("def add(a, b):\\n    return "):
             print(text, end="")
 
-Closing a stream, or dropping it half read, cancels the request on the server.
+Closing a stream, or dropping it half read, cancels the request on the server. `client.session(...)` follows an open
+document: it sends edits and yields suggestions for the newest state.
 """
 
 import asyncio

@@ -4,8 +4,8 @@ A generation that nobody reads any more is cancelled: at once, or after `linger_
 it. Knows no session and no transport. Used from the event loop's thread only; but the engine's thread appends to
 `_outputs`, so that an adopter sees every token, while the loop is woken only at the pace of `server/pace.py`.
 
-Invariants: `_outputs` only grows, and its last output has `finish` when the engine is done; the engine holds nothing of
-a generation that has ended, or that has had no reader for `linger_s`.
+Invariants: `_outputs` only grows while it runs, and its last output has `finish` when the engine is done; the engine
+holds nothing of a generation that has ended, or that has had no reader for `linger_s`.
 """
 
 import asyncio
@@ -132,7 +132,9 @@ class Generation:
             yield
         finally:
             self._num_readers -= 1
-            if self._num_readers == 0 and self.is_running:
+            if self._num_readers == 0 and self.finish is not None:
+                self._outputs = [reduce(join, self._outputs)]  # nobody reads it part by part any more
+            elif self._num_readers == 0 and self.is_running:
                 if self._linger_s > 0:
                     self._lingering = asyncio.get_running_loop().call_later(self._linger_s, self.supersede)
                 else:

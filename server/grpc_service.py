@@ -48,15 +48,13 @@ class GrpcService:
         except grpc.aio.AbortError:
             raise
         except Exception:
-            incident = uuid.uuid4().hex[:12]
-            _log.exception("incident %s: a request failed unexpectedly", incident)
-            await context.abort(
-                grpc.StatusCode.INTERNAL,
-                f"the request failed unexpectedly; see incident {incident} in the server's log",
-            )
+            await _abort_incident(context)
 
     async def _session(self, messages: AsyncIterator[bytes], context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
-        await self._session_service.serve(messages, context.write)
+        try:
+            await self._session_service.serve(messages, context.write)
+        except Exception:
+            await _abort_incident(context)
 
 
 async def _abort(context: "grpc.aio.ServicerContext[bytes, bytes]", error: ServerError | EngineError) -> None:
@@ -65,3 +63,12 @@ async def _abort(context: "grpc.aio.ServicerContext[bytes, bytes]", error: Serve
     if isinstance(error, (BusyError, QueueFullError)):
         metadata = ((wire.RETRY_AFTER_KEY, str(math.ceil(error.retry_after_s * 1000))),)
     await context.abort(grpc.StatusCode[grpc_code(error)], str(error), metadata)
+
+
+async def _abort_incident(context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
+    """End the call for a defect of ours, whose details only the log has; from an `except` block."""
+    incident = uuid.uuid4().hex[:12]
+    _log.exception("incident %s: a request failed unexpectedly", incident)
+    await context.abort(
+        grpc.StatusCode.INTERNAL, f"the request failed unexpectedly; see incident {incident} in the server's log"
+    )

@@ -12,8 +12,8 @@ Sessions are bounded in bytes, each and in all (the one unused for longest goes 
 a session's name: another tenant's session of the same id is another session. Knows no transport and no engine.
 Used from the event loop's thread only.
 
-Invariants: after `find` at most one suggestion of a session runs, and it is the one found; `num_bytes` is what its
-suggestions take.
+Invariants: after `find` at most one suggestion of a session runs, and it is the one found; `num_bytes` of the table is
+the sum of its sessions' `counted_bytes`.
 """
 
 import time
@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 from engine.types import SamplingParams
 from server.config import ServerConfig
 from server.document import Document
-from server.suggestion import Suggestion, is_repeatable
+from server.suggestion import Suggestion
 from server.types import CompletionRequest
 
 MAX_SUGGESTIONS = 32
@@ -50,6 +50,8 @@ class Session:
         self.document: Document | None = None
         """The open document, where a stream keeps one."""
         self.last_used_s = 0.0
+        self.counted_bytes = 0
+        """What the table of sessions has counted of it, when it was used last."""
 
     @property
     def num_bytes(self) -> int:
@@ -58,7 +60,7 @@ class Session:
 
     def find(self, request: CompletionRequest, sampling: SamplingParams) -> Found | None:
         """Return what answers a request, the newest first, and cancel everything else that the session has running."""
-        found = self._find(request, sampling) if is_repeatable(request, sampling) else None
+        found = self._find(request, sampling)
         for suggestion in self._suggestions:
             if found is None or suggestion is not found.suggestion:
                 suggestion.generation.supersede()
@@ -71,8 +73,6 @@ class Session:
 
     def remember(self, suggestion: Suggestion) -> None:
         """Keep a suggestion that has just begun, and forget the oldest ones where they are too many or too large."""
-        if not is_repeatable(suggestion.request, suggestion.sampling):
-            return
         self._suggestions.append(suggestion)
         self._suggestion_bytes += suggestion.num_bytes
         while len(self._suggestions) > 1 and (
@@ -113,14 +113,11 @@ class Sessions:
         self._config = config
         self._clock = clock
         self._sessions: OrderedDict[tuple[str, str], Session] = OrderedDict()  # the one unused for longest first
+        self.num_bytes = 0
+        """Memory that all their texts take, of each as it was when it was used last."""
 
     def __len__(self) -> int:
         return len(self._sessions)
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that all their texts take."""
-        return sum(session.num_bytes for session in self._sessions.values())
 
     def session(self, tenant: str, session_id: str) -> Session:
         """Return a tenant's session of a name, a new one where there is none; and forget those whose time has come."""
@@ -129,6 +126,8 @@ class Sessions:
         if session is None:
             session = self._sessions[name] = Session(self._config)
         session.last_used_s = self._clock()
+        self.num_bytes += session.num_bytes - session.counted_bytes
+        session.counted_bytes = session.num_bytes
         self._sessions.move_to_end(name)
         self._forget_oldest()
         return session
@@ -142,17 +141,16 @@ class Sessions:
         """Forget a session; harmless when there is none."""
         session = self._sessions.pop((tenant, session_id), None)
         if session is not None:
+            self.num_bytes -= session.counted_bytes
             session.forget()
 
     def _forget_oldest(self) -> None:
         """Forget sessions that have expired, and the oldest ones while all of them are too large or too many."""
         now_s = self._clock()
-        num_bytes = self.num_bytes
         while len(self._sessions) > 1:
             name, oldest = next(iter(self._sessions.items()))
             is_expired = now_s - oldest.last_used_s > self._config.session_idle_s
-            is_full = num_bytes > self._config.sessions_bytes or len(self._sessions) > self._config.max_sessions
+            is_full = self.num_bytes > self._config.sessions_bytes or len(self._sessions) > self._config.max_sessions
             if not (is_expired or is_full):
                 break
-            num_bytes -= oldest.num_bytes
             self.close(*name)

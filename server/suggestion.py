@@ -16,6 +16,9 @@ from engine.types import SamplingParams
 from server.generation import Generation
 from server.types import CompletionRequest
 
+_ANSWER_BYTES = 4096
+"""What is reckoned for the text of an answer, and for all that is not text."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Suggestion:
@@ -28,13 +31,15 @@ class Suggestion:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the texts of its request take."""
+        """About how much memory it takes."""
         texts = (self.request.before, self.request.after, *(chunk.text for chunk in self.request.context))
-        return sum(map(sys.getsizeof, texts))
+        return _ANSWER_BYTES + sum(map(sys.getsizeof, texts))
 
     def num_typed_at(self, request: CompletionRequest, sampling: SamplingParams) -> int | None:
         """Return how many characters of it stand before the request's cursor; None when it is no answer to that."""
-        if not _is_like(self.request, request) or not _may_continue(self.sampling, sampling):
+        if not (_is_repeatable(self.request, self.sampling) and _is_repeatable(request, sampling)):
+            return None
+        if not (_is_like(self.request, request) and _may_continue(self.sampling, sampling)):
             return None
         if not request.before.startswith(self.request.before):
             return None
@@ -48,8 +53,7 @@ class Suggestion:
         return self.generation.text[len(request.before) - len(self.request.before) :]
 
 
-def is_repeatable(request: CompletionRequest, sampling: SamplingParams) -> bool:
-    """Tell whether later requests may be answered from this one's answer."""
+def _is_repeatable(request: CompletionRequest, sampling: SamplingParams) -> bool:
     return sampling.temperature == 0 or request.sampling.seed is None
 
 

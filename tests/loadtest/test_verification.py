@@ -51,7 +51,7 @@ def test_the_rest_of_a_suggestion_is_asked_for_where_the_suggestion_began(text: 
     verification = Verification()
     keystroke = Keystroke(before="a uv", after="b", document="d", next_chars="", line=None)
     stored = outcome(0, text=" w", num_typed=2, is_from_model=False, source="session")
-    dialect = TimedDialect(lambda query: Answer(reply=fresh(text)))
+    dialect = TimedDialect(lambda query: Answer(texts=[(0.0, text)], reply=fresh(text)))
     run_virtual(verification.check(dialect, Query(before="", session_id="s"), keystroke, stored))
     assert verification.counts[verdict] == verification.num_checked == 1
     assert [query.before for _, query in dialect.asked] == ["a "]

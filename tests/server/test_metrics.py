@@ -94,6 +94,18 @@ def test_the_time_to_the_first_text_is_a_histogram_with_one_entry_a_request() ->
     assert 0 < seen["time_to_first_token_seconds_sum"] < 30
 
 
+def test_answers_and_what_became_of_suggestions_are_counted_by_source() -> None:
+    with serving(CountingEngine()) as (server, port), Client(server.address) as client:
+        for before in ("7", "78 ", "x 3"):
+            client.complete(before, max_tokens=12, session_id="s")
+        server.app.metrics.count_suggestion("partly_accepted", "session")
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            page = answer.read().decode()
+    assert 'cloudcomplete_answers_total{source="model"} 2.0' in page
+    assert 'cloudcomplete_answers_total{source="session"} 1.0' in page
+    assert 'cloudcomplete_suggestions_total{event="partly_accepted",source="session"} 1.0' in page
+
+
 def test_before_there_is_an_engine_everything_is_0() -> None:
     with serving(None) as (_, port):
         assert read(port)["computed_tokens_total"] == 0

@@ -129,6 +129,45 @@ def test_only_the_newest_state_is_answered_and_older_requests_are_cancelled(
     assert [state for state in engine.ends.values() if state != "cancelled"] == ["finished"]
 
 
+def test_an_edit_that_types_what_is_being_written_adopts_it(stream: Stream, engine: CountingEngine) -> None:
+    stream.open("7")
+    engine.wait_until_running(1)
+    engine.allow(3)
+    read = ""
+    while read != "8 9 10 ":
+        read += next(stream.call).suggestion.text
+    typed = stream.type(1, "8 9")
+    update = next(stream.call)
+    assert (update.seq, update.suggestion.text) == (typed, " 10 ")
+    engine.allow(9)
+    assert stream.suggestion(typed) == (expected_text("10", 9), pb.SOURCE_MODEL)
+    assert (len(engine.seen), list(engine.ends.values())) == (1, ["finished"])
+
+
+def test_a_client_that_does_not_read_holds_up_nobody_else(channel: grpc.Channel, engine: CountingEngine) -> None:
+    silent, other = Stream(channel), Stream(channel)
+    engine.allow(10_000)
+    for number in range(200):
+        silent.send(move=pb.MoveCursor(cursor=99)) if number else silent.open("7", quiet=True)
+        silent.open("x" * 19_000 + str(number), max_tokens=1000)
+    assert other.suggestion(other.open("7"))[0] == expected_text("7", 12)
+    for one in (silent, other):
+        one.end()
+        one.call.cancel()
+    engine.wait_until_empty()
+
+
+def test_draining_ends_streams_and_tells_suggestions(stream: Stream, server: InProcessServer) -> None:
+    stream.open("7", quiet=True)
+    stopping = server.begin(server.stop(drain_s=0.0))
+    stream.type(1, " 8")
+    updates = []
+    with pytest.raises(grpc.RpcError):
+        updates.extend(stream.call)
+    assert stopping.result(WAIT_S)
+    assert all(update.problem.code == grpc.StatusCode.UNAVAILABLE.value[0] for update in updates)
+
+
 def test_complete_with_the_sessions_id_shares_its_suggestions(
     stream: Stream, channel: grpc.Channel, engine: CountingEngine
 ) -> None:
@@ -280,6 +319,19 @@ def test_a_defect_names_an_incident_and_the_stream_goes_on(
     assert (problem.code, "a secret" in problem.message, "a secret of the code" in caplog.text) == (13, False, True)
     engine.allow(12)
     assert stream.suggestion(stream.type(1, " 3"))[0] == expected_text("3", 12)
+
+
+def test_a_defect_of_the_stream_itself_ends_it_and_names_an_incident(
+    stream: Stream, server: InProcessServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.app.sessions, "document", None)
+    stream.open("7")
+    with pytest.raises(grpc.RpcError) as raised:
+        next(stream.call)
+    error: Any = raised.value
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert error.details().startswith("the request failed unexpectedly; see incident ")
+    monkeypatch.undo()
 
 
 def test_a_full_server_says_when_to_try_again(

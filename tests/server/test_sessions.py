@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from engine.types import ContextChunk
 from server.config import ServerConfig
+from server.document import Document
 from server.errors import RequestCancelledError
 from server.sessions import MAX_SUGGESTIONS, Sessions
 from server.types import AnswerPart, CompletionRequest, SamplingOptions
@@ -330,12 +331,38 @@ def test_a_session_keeps_so_many_suggestions_and_so_many_bytes() -> None:
         for number in range(MAX_SUGGESTIONS + 3):
             await answer(rig, request(f"{number} ", SamplingOptions(max_tokens=1)))
         session = sessions.session("", "s")
-        assert session.num_bytes <= 8_000
+        assert session.num_bytes <= 20_000
         assert (await answer(rig, request("2 ", SamplingOptions(max_tokens=1))))[1] == "model"
-        await answer(rig, request("9 " + "x" * 9_000))
-        assert 9_000 < session.num_bytes < 10_000
+        await answer(rig, request("9 " + "x" * 30_000))
+        assert 30_000 < session.num_bytes < 40_000
 
-    play(scenario, config=ServerConfig(session_bytes=8_000, chunk_interval_s=0.0))
+    play(scenario, config=ServerConfig(session_bytes=20_000, chunk_interval_s=0.0))
+
+
+def test_all_sessions_together_keep_so_many_bytes_and_documents_count() -> None:
+    sessions = Sessions(ServerConfig(session_bytes=20_000, sessions_bytes=20_000))
+    for name in "abc":
+        sessions.session("", name).document = Document("x" * 9_000, cursor=0, number=1, max_bytes=10_000)
+        sessions.session("", name)
+        assert sessions.num_bytes <= 20_000
+    assert [sessions.document("", name) is not None for name in "abc"] == [False, True, True]
+    for name in "abc":
+        sessions.close("", name)
+    assert sessions.num_bytes == 0
+
+
+def test_a_newer_keystroke_cancels_what_is_sampled_with_a_seed_too() -> None:
+    async def scenario(rig: Rig) -> None:
+        seeded = SamplingOptions(max_tokens=12, temperature=0.5, seed=4)
+        older, reading = await begin(rig, request("7", seeded))
+        newer = asyncio.create_task(answer(rig, request("7", seeded)))
+        with pytest.raises(RequestCancelledError, match="a newer request of the same session"):
+            await reading
+        rig.engine.allow(12)
+        assert (await newer)[1] == "model"
+        await older.aclose()
+
+    play(scenario, is_gated=True)
 
 
 def test_the_session_unused_for_longest_goes_first_when_all_are_too_large_too_many_or_old() -> None:
