@@ -18,6 +18,7 @@ from engine.model.transformer import attend_causally
 from engine.plan import resolve
 from engine.prefix_store import BlockCopy
 from engine.runner import Choice, DeviceRunner, Row
+from engine.shapes import ShapeFamily
 from engine.types import SamplingParams
 from engine.weights.load import load_model, random_model
 
@@ -79,11 +80,20 @@ def reference(tokens: list[int], count: int) -> list[int]:
     return out
 
 
-def prefill(runner: DeviceRunner, slot: int, tokens: list[int], *, chunk: int = 32, start: int = 0, **row) -> int:
+def prefill(
+    runner: DeviceRunner,
+    slot: int,
+    tokens: list[int],
+    *,
+    chunk: int = 32,
+    start: int = 0,
+    shapes: ShapeFamily = SHAPES,
+    **row,
+) -> int:
     for i in range(start, len(tokens), chunk):
         part = tokens[i : i + chunk]
         one = Row(slot, i, part, row.get("sampling", GREEDY), 0, 1, row.get("allowed"))
-        [[(token, _)]] = runner.run(SHAPES.for_chunk(len(part)), [], one)
+        [[(token, _)]] = runner.run(shapes.for_chunk(len(part)), [], one)
     return token
 
 
@@ -110,24 +120,22 @@ def test_prefill_and_decode_equal_the_whole_sequence_computed_anew(runner) -> No
 
 @pytest.mark.parametrize("attention", [xla_attention, native_attention])
 @pytest.mark.parametrize("name", OF_EVERY_FAMILY)
-def test_models_of_every_family_continue_as_the_reference_implementation_does(
-    name: str, attention, tmp_path_factory
-) -> None:
+def test_models_of_every_family_continue_as_the_reference_implementation_does(name: str, attention, kernels) -> None:
     loaded = load_model(FIXTURES / name, dtype=jnp.float32)
-    if attention is native_attention:
-        native.build(tmp_path_factory.getbasetemp() / "kernels")
     with np.load(FIXTURES / name / "reference.npz", allow_pickle=False) as reference:
         tokens, logits = reference["tokens"][0].tolist(), reference["logits"][0]
-    plan = resolve(EngineConfig(num_slots=1, prefill_chunk=16), loaded.config, available_bytes=1 << 30)
+    plan = resolve(
+        EngineConfig(num_slots=1, prefill_chunk=16, prefix_store_mb=0), loaded.config, available_bytes=1 << 30
+    )
     runner = DeviceRunner(
         graphdef=loaded.graphdef, weights=loaded.weights, config=loaded.config, plan=plan, attention=attention,
         num_tokens=loaded.config.vocab_size,
     )  # fmt: skip
     for end in (5, 25, 40, 64):
-        assert prefill(runner, 0, tokens[:end], chunk=16) == logits[end - 1].argmax()
-    prefill(runner, 0, tokens[:30], chunk=16)
+        assert prefill(runner, 0, tokens[:end], chunk=16, shapes=plan.shapes) == logits[end - 1].argmax()
+    prefill(runner, 0, tokens[:30], chunk=16, shapes=plan.shapes)
     for end in range(31, 64):  # one by one, as decoding does
-        assert prefill(runner, 0, tokens[:end], start=end - 1) == logits[end - 1].argmax()
+        assert prefill(runner, 0, tokens[:end], start=end - 1, shapes=plan.shapes) == logits[end - 1].argmax()
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 16, 31])

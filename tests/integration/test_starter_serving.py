@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cloudcomplete.own_server import OwnServer
+from cloudcomplete.own_server import OwnServer, serve_command
 from loadtest.counters import CounterSource
 from server.client import AsyncClient, Client
 from server.errors import DeadlineError, InvalidRequestError
@@ -23,7 +23,8 @@ BEFORE, AFTER = SOURCE[:AT], SOURCE[AT:]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[OwnServer]:
-    with OwnServer() as server:
+    # The model's own answers are meant here, not those of the completion cache.
+    with OwnServer(serve_command(["--set", "cache.is_enabled=false"])) as server:
         yield server
 
 
@@ -77,7 +78,8 @@ def test_the_servers_counters_are_the_sum_of_what_answers_tell_and_of_what_was_g
     usages = [client.complete(BEFORE[:at], AFTER, max_tokens=8).usage for at in (300, 304, 1000)]
     told = sum(each.num_prompt_tokens - each.num_reused_tokens + each.num_generated_tokens for each in usages)
     between = asyncio.run(source.read_idle())
-    assert between.num_computed_tokens - before.num_computed_tokens == told
+    # Rejected tokens of drafts are computed too: at most 7 in each of the steps.
+    assert 0 <= between.num_computed_tokens - before.num_computed_tokens - told <= 3 * 8 * 7
     with client.stream(BEFORE[:600], AFTER, max_tokens=500) as stream:
         next(stream)
     after = asyncio.run(source.read_idle())
