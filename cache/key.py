@@ -98,6 +98,8 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
     answer: Answer
     """For "type-through" without what was typed; its `text` is empty when only `beyond` is left."""
     source: Source
+    num_typed: int = 0
+    """For "type-through": characters of the earlier answer that were typed since."""
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):

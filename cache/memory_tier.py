@@ -125,7 +125,7 @@ class MemoryTier:
             if earlier not in lines or (rest := rest_of(lines[earlier].answer, line[-num_typed:])) is None:
                 continue
             if self._fresh(place, earlier) is not None:
-                return Hit(answer=rest, source="type-through")
+                return Hit(answer=rest, source="type-through", num_typed=num_typed)
             lines = self._places.get(place, {})
         return None
 

@@ -12,6 +12,10 @@ NEVER = -1e30
 """Score of a token that must not be chosen; finite, so that a row of nothing else still yields a token."""
 
 
+_LEAST_TOP_P = 1e-9
+"""Any less would be 0 in float32, which no token is needed to reach."""
+
+
 def unpack_allowed(allowed: UInt[Array, "B bytes"], vocab_size: int) -> Bool[Array, "B V"]:
     """Unpack one bit per token, least significant first (as `np.packbits(..., bitorder="little")` packs)."""
     bits = (allowed[:, :, None] >> jnp.arange(8, dtype=jnp.uint8)) & 1
@@ -85,5 +89,5 @@ def is_kept(scores: Float[Array, "B V"], top_k: Int[Array, "B"], top_p: Float[Ar
     best_k = largest_reaching(jnp.ones_like(scores), top_k.astype(jnp.float32))
     in_top_k = (top_k <= 0)[:, None] | (order >= best_k[:, None])
     mass = jax.nn.softmax(jnp.where(in_top_k, scores, NEVER), axis=-1)
-    best_p = largest_reaching(mass, top_p)
+    best_p = largest_reaching(mass, jnp.maximum(top_p, _LEAST_TOP_P))
     return in_top_k & ((top_p >= 1)[:, None] | (order >= best_p[:, None]))

@@ -13,6 +13,7 @@ from cache.completion_cache import CompletionCache
 from cache.key import Key
 from engine.types import CompletionEngine, FinishReason, Request
 from server.generation import Answer
+from server.types import TrimMode
 
 LAYOUT = "prompt 1"
 """Changes whenever windows, cuts or the layout of prompts change, so that answers made before are not found."""
@@ -21,9 +22,13 @@ LAYOUT = "prompt 1"
 class Answers:
     """The answers kept for one server; without a cache it has none and keeps none."""
 
-    def __init__(self, cache: CompletionCache | None, *, least_chars: int) -> None:
-        """`least_chars`: an answer cut off by its limit is not served when fewer characters of it are left."""
+    def __init__(self, cache: CompletionCache | None, *, least_chars: int, trim: TrimMode = "off") -> None:
+        """`least_chars`: an answer cut off by its limit is not served when fewer characters of it are left.
+
+        `trim`: where answers end, which is part of what they are.
+        """
         self._cache = cache
+        self._template = f"{LAYOUT}, trim {trim}"
         self._least_chars = least_chars
 
     @property
@@ -44,7 +49,7 @@ class Answers:
         return Key(
             tenant=request.tenant,
             model=engine.identity,
-            template=LAYOUT,
+            template=self._template,
             before=request.before,
             after=request.after,
             cut=request.cut,
@@ -67,7 +72,7 @@ class Answers:
         is_rest = hit.source == "type-through"
         if is_rest and reason == "length" and len(hit.answer.text) < self._least_chars:
             return None
-        return Answer(hit.answer.text, reason, None if is_rest else hit.answer.logit_gap, hit.source)
+        return Answer(hit.answer.text, reason, None if is_rest else hit.answer.logit_gap, hit.source, hit.num_typed)
 
     def draft(self, key: Key) -> str:
         """Return text that may come at a place like this one; the engine verifies it. "" if there is none."""

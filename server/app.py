@@ -73,7 +73,7 @@ async def build(config: ServerConfig, *, cache: CompletionCache | None = None) -
     admission = Admission(config)
     metrics = Metrics(lifecycle, admission)
     sessions = Sessions(config)
-    answers = Answers(cache, least_chars=config.session_least_chars)
+    answers = Answers(cache, least_chars=config.session_least_chars, trim=config.trim)
     completer = Completer(config, lifecycle, admission, metrics, sessions, answers)
     session_service = SessionService(config, admission, completer, sessions, metrics)
     health_servicer: Any = health.aio.HealthServicer()  # type: ignore[attr-defined,unused-ignore]

@@ -89,6 +89,7 @@ class Completer:
                             logit_gap=output.logit_gap,
                             finish=output.finish,
                             source=generation.source,
+                            num_typed=num_typed + generation.num_typed,
                         )
 
     def _begin(
@@ -108,6 +109,7 @@ class Completer:
             linger_s=0.0 if session is None else self._config.session_linger_s,
             # an oracle is asked for every token
             interval_s=0.0 if request.is_fresh else self._config.chunk_interval_s,
+            trim=self._config.trim,
         )
         draft = "" if session is None else session.draft(request)
 
@@ -191,5 +193,9 @@ def _rest(generation: Generation, num_typed: int, name: str) -> AnswerPart:
     assert generation.finish is not None, "only what has ended is a whole answer"
     finish = Finish(state="finished", reason=generation.finish.reason, usage=Usage())
     return AnswerPart(
-        request_id=name, text=generation.text[num_typed:], finish=finish, source="session", num_typed=num_typed
+        request_id=name,
+        text=generation.text[num_typed:],
+        finish=finish,
+        source="session",
+        num_typed=num_typed + generation.num_typed,
     )

@@ -2,6 +2,8 @@
 
 import msgspec
 
+from server.types import TrimMode
+
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one server listens, what it accepts and how it stops."""
@@ -29,6 +31,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     chunk_interval_s: float = 0.05
     """Least seconds between two chunks of one answer, after its first text and its first whole line; 0: a chunk for
     every token."""
+    trim: TrimMode = "off"
+    """Where completions end: auto: at a line or a block, by what stands around the cursor; line, block; off: where the
+    model ends them."""
     session_linger_s: float = 0.25
     """Seconds that a request of a session goes on when its client has given it up: the next keystroke may adopt it."""
     session_least_chars: int = 16

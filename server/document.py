@@ -16,6 +16,11 @@ from typing import NamedTuple
 
 from server.errors import InvalidRequestError
 
+MAX_PATCHES = 1000
+"""Patches of one edit: more would hold up everybody else, and sending the text again is cheaper."""
+_LOW_HALF = 0xDC
+"""High byte, but for its last two bits, of the second half of a character of two code units."""
+
 
 class Patch(NamedTuple):
     """Replace the text from `start` to `end`, both in UTF-16 code units."""
@@ -66,18 +71,16 @@ class Document:
 
         `length`: what the text has to have then, in UTF-16 code units. Raises InvalidRequestError and changes nothing.
         """
-        text, was_wide = self.text, self._is_wide
+        patches = list(patches)
+        if len(patches) > MAX_PATCHES:
+            raise InvalidRequestError(
+                f"an edit has {len(patches):,} patches; expected at most {MAX_PATCHES:,}; open the document again with "
+                "its text"
+            )
+        was_wide = self._is_wide
+        self._is_wide = was_wide or any(_is_wide(patch.text) for patch in patches)
         try:
-            for patch in patches:
-                start = self._index(text, patch.start, "a patch's start")
-                end = self._index(text, patch.end, "a patch's end")
-                if end < start:
-                    raise InvalidRequestError(
-                        f"a patch's end is {patch.end}; expected at least its start, which is {patch.start}; "
-                        "open the document again with its text"
-                    )
-                text = text[:start] + patch.text + text[end:]
-                self._is_wide = self._is_wide or _is_wide(patch.text)
+            text = self._patched(patches)
             self._check(text)
             if length is not None and length != self._num_units(text):
                 raise InvalidRequestError(
@@ -93,6 +96,40 @@ class Document:
     def move(self, cursor: int) -> None:
         """Set the cursor, in UTF-16 code units; raises InvalidRequestError."""
         self.cursor = self._index(self.text, cursor, "the cursor")
+
+    def _patched(self, patches: list[Patch]) -> str:
+        """Return the text with patches applied one after the other; a wide one is encoded only once for all of them."""
+        size = 2 if self._is_wide else 1
+        text: str | bytearray = bytearray(self.text.encode("utf-16-le")) if self._is_wide else self.text
+        for patch in patches:
+            for offset, what in ((patch.start, "a patch's start"), (patch.end, "a patch's end")):
+                self._check_offset(text, offset, what)
+            if patch.end < patch.start:
+                raise InvalidRequestError(
+                    f"a patch's end is {patch.end}; expected at least its start, which is {patch.start}; "
+                    "open the document again with its text"
+                )
+            start, end = size * patch.start, size * patch.end
+            if isinstance(text, str):
+                text = text[:start] + patch.text + text[end:]
+            else:
+                text[start:end] = patch.text.encode("utf-16-le")
+        return text if isinstance(text, str) else text.decode("utf-16-le")
+
+    def _check_offset(self, text: str | bytearray, offset: int, what: str) -> None:
+        """Refuse an offset outside a text, or inside a character; `text` is UTF-16 if it is bytes."""
+        num_units = len(text) if isinstance(text, str) else len(text) // 2
+        if offset > num_units:
+            raise InvalidRequestError(
+                f"{what} is at {offset}, outside the text; expected 0 to {num_units}, in UTF-16 code units; "
+                "open the document again with its text"
+            )
+        is_low_half = not isinstance(text, str) and offset < num_units and text[2 * offset + 1] & 0xFC == _LOW_HALF
+        if is_low_half:
+            raise InvalidRequestError(
+                f"{what} is at {offset}, inside a character; expected the edge of one, in UTF-16 code units; "
+                "open the document again with its text"
+            )
 
     def _check(self, text: str) -> None:
         num_bytes = len(text) if text.isascii() else len(text.encode())
@@ -112,21 +149,12 @@ class Document:
 
     def _index(self, text: str, offset: int, what: str) -> int:
         """Return the index of an offset into a text of this document."""
-        num_units = self._num_units(text)
-        if offset > num_units:
-            raise InvalidRequestError(
-                f"{what} is at {offset}, outside the text; expected 0 to {num_units}, in UTF-16 code units; "
-                "open the document again with its text"
-            )
         if not self._is_wide:
+            self._check_offset(text, offset, what)
             return offset
-        try:
-            return len(text.encode("utf-16-le")[: 2 * offset].decode("utf-16-le"))
-        except UnicodeDecodeError:
-            raise InvalidRequestError(
-                f"{what} is at {offset}, inside a character; expected the edge of one, in UTF-16 code units; "
-                "open the document again with its text"
-            ) from None
+        units = bytearray(text.encode("utf-16-le"))
+        self._check_offset(units, offset, what)
+        return len(units[: 2 * offset].decode("utf-16-le"))
 
 
 def count_units(text: str) -> int:

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 from engine.types import CompletionEngine, Finish, FinishReason, Output, Request, Usage
 from server.pace import Pace, join
-from server.types import Source
+from server.trim import TrimmedSink
+from server.types import Source, TrimMode
 
 
 class Answer(NamedTuple):
@@ -29,13 +30,24 @@ class Answer(NamedTuple):
     logit_gap: float | None = None
     """Smallest distance between the two best scores at any of its tokens; None: unknown."""
     source: Source = "model"
+    num_typed: int = 0
+    """Characters of it that were typed since it was given, and are not in `text`."""
 
 
 class Generation:
     """What the engine writes for one request."""
 
-    def __init__(self, engine: CompletionEngine, request_id: str, *, linger_s: float, interval_s: float) -> None:
-        """`interval_s` is the least time between two outputs read, as in `Pace`."""
+    def __init__(
+        self,
+        engine: CompletionEngine,
+        request_id: str,
+        *,
+        linger_s: float,
+        interval_s: float,
+        trim: TrimMode = "off",
+    ) -> None:
+        """`interval_s` is the least time between two outputs read, as in `Pace`; `trim` says where the text ends."""
+        self._trim: TrimMode = trim
         self._engine, self._request_id = engine, request_id
         self._linger_s, self._interval_s = linger_s, interval_s
         self._outputs: list[Output] = []
@@ -47,6 +59,8 @@ class Generation:
         self._lingering: asyncio.TimerHandle | None = None
         self.source: Source = "model"
         """Where its text comes from."""
+        self.num_typed = 0
+        """Characters of an earlier answer that stood before its cursor already."""
         self._keep: Callable[[Answer], None] | None = None
         self.is_superseded = False
         """Cancelled because a newer request of its session took its place."""
@@ -93,9 +107,12 @@ class Generation:
         def submit() -> None:
             prepared = prepare()
             if isinstance(prepared, Request):
-                self._engine.submit(prepared, take)
+                trimmed = TrimmedSink(take, lambda: self._engine.cancel(self._request_id))
+                if self._trim != "off":
+                    trimmed.begin(prepared, self._trim)
+                self._engine.submit(prepared, take if self._trim == "off" else trimmed.take)
                 return
-            self.source = prepared.source
+            self.source, self.num_typed = prepared.source, prepared.num_typed
             finish = Finish(state="finished", reason=prepared.reason, usage=Usage())
             take(Output(request_id=self._request_id, text=prepared.text, finish=finish))
 

@@ -39,8 +39,12 @@ class Suggestion:
         """Return how many characters of it stand before the request's cursor; None when it is no answer to that."""
         if not (_is_repeatable(self.request, self.sampling) and _is_repeatable(request, sampling)):
             return None
-        if not (_is_like(self.request, request) and _may_continue(self.sampling, sampling)):
+        if not (_is_like(self.request, request) and _is_same_way(self.sampling, sampling)):
             return None
+        finish = self.generation.finish
+        is_complete = finish is not None and finish.reason == "stop"
+        if not is_complete and sampling.max_tokens != self.sampling.max_tokens:
+            return None  # asked for more tokens, the model would go on
         if not request.before.startswith(self.request.before):
             return None
         typed = request.before[len(self.request.before) :]
@@ -61,7 +65,7 @@ def _is_like(a: CompletionRequest, b: CompletionRequest) -> bool:
     return (a.path, a.language, a.context, a.after) == (b.path, b.language, b.context, b.after)
 
 
-def _may_continue(earlier: SamplingParams, later: SamplingParams) -> bool:
+def _is_same_way(earlier: SamplingParams, later: SamplingParams) -> bool:
     same = ("temperature", "top_k", "top_p", "stop")
     is_same = all(getattr(earlier, name) == getattr(later, name) for name in same)
     return is_same and later.max_tokens >= earlier.max_tokens

@@ -9,6 +9,8 @@ import msgspec
 
 from engine.types import ContextChunk, FinishReason, Output, Usage
 
+TrimMode = Literal["auto", "line", "block", "off"]
+"""Where a completion ends. auto: a line or a block, by what stands around the cursor; off: where the model ends it."""
 Source = Literal["model", "session", "memory", "type-through", "shared"]
 """Where an answer came from: a model run, or what a session keeps of an earlier one."""
 

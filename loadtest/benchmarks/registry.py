@@ -21,6 +21,7 @@ from loadtest.benchmarks import (
     products,
     similarity,
     stall,
+    trim,
 )
 from loadtest.benchmarks.machine import describe_devices
 
@@ -60,6 +61,7 @@ BENCHMARKS = {
         Benchmark(name="prefill", summary="prompt tokens per second", measure=prefill.measure),
         Benchmark(name="similarity", summary="drafts from 100,000 places of real code", measure=similarity.measure),
         Benchmark(name="products", summary="products with weights in every form", measure=products.measure),
+        Benchmark(name="trim", summary="real blocks that a completion ends with exactly", measure=trim.measure),
         Benchmark(name="stall", summary="a long prompt beside running sequences", measure=stall.measure),
     )
 }

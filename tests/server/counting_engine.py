@@ -1,8 +1,8 @@
 """An engine whose answers can be computed by hand: it counts on from the last number before the cursor.
 
-After "x = [7, 8" it writes "9 ", "10 ", "11 ", one number a step, until `max_tokens` or a stop text. A token is a
-character of the prompt, or a number of the answer. It runs on a thread of its own, as the real one does; with
-`is_gated=True` it makes a step only for each `allow()`, so that tests decide what has happened when.
+After "x = [7, 8" it writes "9 ", "10 ", "11 " (or with another separator), one a step, until `max_tokens` or a stop
+text. A token is a character of the prompt, or a number of the answer. It runs on a thread of its own, as the real one
+does; with `is_gated=True` it makes a step only for each `allow()`, so that tests decide what has happened when.
 """
 
 import re
@@ -17,11 +17,11 @@ WAIT_S = 10.0
 """Most seconds that a test waits for something that should happen at once."""
 
 
-def expected_text(before: str, num_tokens: int) -> str:
+def expected_text(before: str, num_tokens: int, separator: str = " ") -> str:
     """Return what the engine writes, computed independently of its loop."""
     numbers = re.findall(r"\d+", before)
     first = int(numbers[-1]) + 1 if numbers else 0
-    return "".join(f"{n} " for n in range(first, first + num_tokens))
+    return "".join(f"{n}{separator}" for n in range(first, first + num_tokens))
 
 
 class _Sequence:
@@ -36,12 +36,15 @@ class _Sequence:
 class CountingEngine:
     """A `CompletionEngine`. `seen` has every request submitted, `ends` how each one that ended did so."""
 
-    def __init__(self, *, num_slots: int = 4, max_waiting: int = 8, is_gated: bool = False) -> None:
+    def __init__(
+        self, *, num_slots: int = 4, max_waiting: int = 8, is_gated: bool = False, separator: str = " "
+    ) -> None:
         self.seen: list[Request] = []
         self.ends: dict[str, FinishState] = {}
         self.is_closed = False
         self.fails_with = ""
         """When set, the next step fails every running sequence with this message."""
+        self._separator = separator
         self._num_slots = num_slots
         self._max_waiting = max_waiting
         self._is_gated = is_gated
@@ -164,7 +167,7 @@ class CountingEngine:
                 self._end(sequence, "failed", "failed", error=failure)
                 continue
             request = sequence.request
-            whole = expected_text(request.before, sequence.num_tokens + 1)
+            whole = expected_text(request.before, sequence.num_tokens + 1, self._separator)
             new = whole[len(sequence.text) :]
             sequence.num_tokens += 1
             self._num_tokens["computed"] += 1

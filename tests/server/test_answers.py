@@ -108,3 +108,11 @@ def test_an_answer_outlives_the_process(tmp_path: Path) -> None:
         cache.close()
         engine.close(timeout_s=1)
     assert sources == ["model", "shared"]
+
+
+def test_a_trimmed_answer_ends_at_its_line_and_stops_the_engine() -> None:
+    engine = CountingEngine(separator="\n")
+    rig = Rig(engine, ServerConfig(trim="line"))
+    assert ask(rig, "x = 7", sampling={"max_tokens": 500})[0] == "8"
+    engine.close(timeout_s=1)
+    assert set(engine.ends.values()) == {"cancelled"}
