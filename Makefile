@@ -11,6 +11,7 @@ help: ## list the commands
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"Python 3.11 or newer is needed, {v[0]}.{v[1]} found; set PYTHON=...") if v < (3, 11) else None'
+	@echo "installing about 1 GB into .venv, once: a minute or more"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,training]'
 	@touch $@

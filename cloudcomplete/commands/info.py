@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", nargs="?", type=Path, help="model directory; default: the starter model"
     )
-    parser.add_argument("--config", metavar="F", type=Path, help="TOML file with [engine] and [server] sections")
+    parser.add_argument(
+        "--config", metavar="F", type=Path, help="TOML file with [engine], [server] and [cache] sections"
+    )
     parser.add_argument(
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override one setting; may be repeated"
     )

@@ -121,10 +121,22 @@ def test_a_request_that_differs_in_what_shapes_its_answer_is_asked_of_the_engine
     play(scenario)
 
 
-def test_a_larger_limit_of_tokens_and_a_seed_for_greedy_text_change_nothing() -> None:
+def test_a_seed_changes_nothing_for_greedy_text() -> None:
     async def scenario(rig: Rig) -> None:
         whole, _ = await answer(rig, request("7"))
-        assert await answer(rig, request("7", SamplingOptions(max_tokens=13, seed=4))) == (whole, "session")
+        assert await answer(rig, request("7", SamplingOptions(max_tokens=12, seed=4))) == (whole, "session")
+
+    play(scenario)
+
+
+def test_a_larger_limit_of_tokens_is_met_by_the_engine_where_the_smaller_one_cut_the_answer_off() -> None:
+    async def scenario(rig: Rig) -> None:
+        await answer(rig, request("7"))
+        longer = await answer(rig, request("7", SamplingOptions(max_tokens=13)))
+        assert longer == (expected_text("7", 13), "model")
+        stop = SamplingOptions(max_tokens=12, stop=("10",))
+        ended, _ = await answer(rig, request("7", stop))
+        assert await answer(rig, request("7", msgspec.structs.replace(stop, max_tokens=13))) == (ended, "session")
 
     play(scenario)
 
