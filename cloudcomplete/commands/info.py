@@ -17,9 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", nargs="?", type=Path, help="model directory; default: the starter model"
     )
-    parser.add_argument(
-        "--config", metavar="F", type=Path, help="TOML file with [engine], [server] and [cache] sections"
-    )
+    parser.add_argument("--config", metavar="F", type=Path, help="TOML file: [engine], [server], [cache]")
     parser.add_argument(
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override one setting; may be repeated"
     )

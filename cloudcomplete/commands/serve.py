@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", nargs="?", type=Path, help="model directory; default: the starter model"
     )
-    parser.add_argument(
-        "--config", metavar="F", type=Path, help="TOML file with [engine], [server] and [cache] sections"
-    )
+    parser.add_argument("--config", metavar="F", type=Path, help="TOML file: [engine], [server], [cache]")
     parser.add_argument("--host", help="address to listen on; default: 127.0.0.1")
     parser.add_argument("--grpc-port", metavar="N", type=int, help="port to listen on; 0: a free one; default: 50051")
     parser.add_argument("--port-file", metavar="F", type=Path, help="write the port to this file once it is open")

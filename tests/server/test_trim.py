@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.types import Finish, FinishReason, FinishState, Output, Usage
+from engine.types import Finish, FinishReason, FinishState, Output, Request, Usage
 from loadtest.benchmarks import trim as benchmark
 from server.trim import TrimmedSink, Trimmer
 from server.types import TrimMode
