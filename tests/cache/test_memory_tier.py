@@ -24,7 +24,7 @@ def test_an_answer_is_found_for_its_key_and_no_other() -> None:
 def test_what_was_typed_of_an_answer_is_taken_off() -> None:
     tier = make_tier()
     tier.store(make_key("x = "), make_answer("first.second"))
-    assert tier.lookup(make_key("x = first")) == Hit(answer=make_answer(".second"), source="type-through")
+    assert tier.lookup(make_key("x = first")) == Hit(answer=make_answer(".second"), source="type-through", num_typed=5)
 
 
 def test_typing_something_else_is_a_miss() -> None:
@@ -49,9 +49,9 @@ def test_what_was_written_beyond_the_shown_text_answers_after_an_accept() -> Non
     tier = make_tier()
     tier.store(make_key("x = "), make_answer("a", beyond="; y = b", logit_gap=0.5))
     left = make_answer("", beyond="; y = b", logit_gap=0.5, finish_reason="length")
-    assert tier.lookup(make_key("x = a")) == Hit(answer=left, source="type-through")
+    assert tier.lookup(make_key("x = a")) == Hit(answer=left, source="type-through", num_typed=1)
     assert tier.lookup(make_key("x = a;")) == Hit(
-        answer=msgspec.structs.replace(left, beyond=" y = b"), source="type-through"
+        answer=msgspec.structs.replace(left, beyond=" y = b"), source="type-through", num_typed=2
     )
 
 

@@ -86,3 +86,8 @@ def test_a_masked_token_is_never_chosen(allowed: set[int], temperature: float) -
     logits = np.random.default_rng(3).standard_normal((1, 42)).astype(np.float32)
     masked = np.where(bits, logits, NEVER)
     assert int(sample_rows(masked, temperature=temperature)[0]) in allowed
+
+
+def test_a_top_p_too_small_for_float32_keeps_the_best_token() -> None:
+    logits = np.random.default_rng(4).standard_normal((2, 30)).astype(np.float32)
+    assert sample_rows(logits, top_p=1e-46).tolist() == logits.argmax(axis=-1).tolist()

@@ -87,3 +87,12 @@ def test_a_cursor_outside_the_text_is_refused() -> None:
         opened("a", 2)
     with pytest.raises(InvalidRequestError, match="the cursor is at 2"):
         opened("a").move(2)
+
+
+def test_an_edit_of_too_many_patches_is_refused_and_changes_nothing() -> None:
+    document = Document("ab", cursor=0, number=0, max_bytes=100)
+    with pytest.raises(
+        InvalidRequestError, match=r"an edit has 1,001 patches; expected at most 1,000; open the document"
+    ):
+        document.edit([Patch(0, 0, "")] * 1001, cursor=0)
+    assert document.text == "ab"
