@@ -13,7 +13,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"Python 3.11 or newer is needed, {v[0]}.{v[1]} found; set PYTHON=...") if v < (3, 11) else None'
 	@echo "installing about 1 GB into .venv, once: a minute or more"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,training]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,training,flows,loadtest]'
 	@touch $@
 
 demo: $(INSTALLED) ## start a server on the starter model and complete places of real files
