@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format proto starter clean
+.PHONY: help demo test check format proto structure starter clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -34,6 +34,9 @@ format: $(INSTALLED) ## put the code into its standard form
 
 proto: $(INSTALLED) ## generate the gRPC code from its .proto file
 	$(BIN)/python -m server.proto
+
+structure: $(INSTALLED) ## write the list of modules in docs/structure.md from their first lines
+	$(BIN)/python docs/structure.py
 
 starter: $(INSTALLED) ## gather the corpus and train the starter model (hours on a CPU; can be interrupted and resumed)
 	$(BIN)/python -m engine.training all
