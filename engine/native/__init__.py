@@ -17,6 +17,7 @@ import jax
 import jaxlib.version
 
 ATTENTION = "cloudcomplete_attention"
+SPARSE_ATTENTION = "cloudcomplete_sparse_attention"
 PRODUCT = "cloudcomplete_product"
 INT8_PRODUCT = "cloudcomplete_int8_product"
 """Names of the kernels' custom calls."""
@@ -60,7 +61,7 @@ def register(library: Path) -> None:
     """Load a library that `build` returned, and let XLA know its kernels; raises OSError."""
     if library.name not in _registered:
         loaded = ctypes.CDLL(str(library))
-        for name in (ATTENTION, PRODUCT, INT8_PRODUCT):
+        for name in (ATTENTION, SPARSE_ATTENTION, PRODUCT, INT8_PRODUCT):
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(loaded, name)), platform="cpu")
         _registered.add(library.name)
 

@@ -20,6 +20,9 @@
 #define HAS_VNNI 0
 #define HAS_SDOT 1  // multiplies signed bytes: the offset is taken out before
 #else
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 #define HAS_VNNI 0
 #define HAS_SDOT 0
 #endif
@@ -27,12 +30,6 @@
 #define PANEL 64  // outputs per panel
 #define TILE 6    // rows per register tile
 #define ROWS 96   // rows that meet a panel before the next one is read: they stay in the second-level cache
-
-#if defined(__AVX512F__)
-#define VECS 4  // vectors per register tile: 6 x 4 sums of 16 in 32 registers
-#else
-#define VECS 1
-#endif
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -108,11 +105,19 @@ INLINE ivec add_products(ivec sum, const uint8_t *a, const int8_t *w) {
   int32_t four;
   memcpy(&four, a, 4);
   const int8x16_t signed_four = vreinterpretq_s8_u32(vdupq_n_u32((uint32_t)four ^ 0x80808080u));
-  int32x4_t parts[4];
+  int32x4_t parts[LANES / 4];
   memcpy(parts, &sum, sizeof(sum));
-  for (int i = 0; i < 4; i++) parts[i] = vdotq_s32(parts[i], vld1q_s8(w + 16 * i), signed_four);
+  for (int i = 0; i < LANES / 4; i++) parts[i] = vdotq_s32(parts[i], vld1q_s8(w + 16 * i), signed_four);
   memcpy(&sum, parts, sizeof(sum));
   return sum;
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  // As 16-bit numbers, whose products of two never overflow; then neighbours are added, which swaps the middle halves.
+  int32_t four;
+  memcpy(&four, a, 4);
+  const __m256i x = _mm256_broadcastq_epi64(_mm_cvtepu8_epi16(_mm_cvtsi32_si128(four)));
+  const __m256i low = _mm256_madd_epi16(x, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w)));
+  const __m256i high = _mm256_madd_epi16(x, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16))));
+  return sum + (ivec)_mm256_permute4x64_epi64(_mm256_hadd_epi32(low, high), 0xD8);
 #else
   for (int i = 0; i < LANES; i++)
     sum[i] += a[0] * w[4 * i] + a[1] * w[4 * i + 1] + a[2] * w[4 * i + 2] + a[3] * w[4 * i + 3];
@@ -152,7 +157,7 @@ INLINE void int8_tile(const product_t *p, int64_t row, int64_t panel, int column
       const int64_t tiles = (end - first + TILE - 1) / TILE;                                                     \
       for (int64_t t = 0, row = first; t < tiles; t++) {                                                         \
         const int rows = (int)((end - row + tiles - t - 1) / (tiles - t));                                       \
-        for (int column = 0; column < PANEL; column += rows < 3 ? PANEL : VECS * LANES) switch (rows) {          \
+        for (int column = 0; column < PANEL; column += (rows < 3 ? 4 : VECS) * LANES) switch (rows) {            \
             case 1: tile(p, row, panel, column, 1, 4); break;                                                    \
             case 2: tile(p, row, panel, column, 2, 4); break;                                                    \
             case 3: tile(p, row, panel, column, 3, VECS); break;                                                 \
