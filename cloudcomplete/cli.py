@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cloudcomplete.commands import bench, cache, complete, evaluate, info, replay, serve
+from cloudcomplete.commands import bench, cache, complete, evaluate, info, partition, replay, serve
 
-COMMANDS = (serve, complete, evaluate, replay, info, cache, bench)
+COMMANDS = (serve, complete, evaluate, replay, info, partition, cache, bench)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -4,6 +4,7 @@
     ├── ModelError             a model directory that cannot be used
     │   ├── ModelConfigError       config.json: missing, malformed, or an architecture nobody taught us
     │   ├── WeightsError           safetensors: missing, truncated, a tensor absent or of the wrong shape
+    │   ├── PartitionError         a partitioned checkpoint: unfinished, changed, a stage missing, for other stages
     │   └── TokenizerError         tokenizer.json: missing, malformed, or without FIM markers
     ├── ConfigError            deployment choices that cannot hold together
     ├── RequestError           one request that cannot be served as asked; others are not touched
@@ -29,6 +30,10 @@ class ModelConfigError(ModelError):
 
 class WeightsError(ModelError):
     """Weights are missing, truncated, or of another shape than the config promises."""
+
+
+class PartitionError(ModelError):
+    """A partitioned checkpoint that cannot be written, or is not what its manifest says."""
 
 
 class TokenizerError(ModelError):

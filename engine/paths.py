@@ -18,7 +18,7 @@ from engine.model.attention import Attention, native_attention, xla_attention
 from engine.model.config import ModelConfig
 from engine.model.matrix import Form, Matrix, hold
 from engine.plan import EnginePlan
-from engine.weights.load import ParameterPath
+from engine.weights.parameters import ParameterPath
 
 logger = logging.getLogger(__name__)
 

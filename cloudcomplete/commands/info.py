@@ -44,7 +44,7 @@ def gather(directory: Path, config: "EngineConfig") -> dict[str, Any]:
     from engine.fim import FimTemplate
     from engine.plan import available_kv_bytes, resolve
     from engine.tokenizer import Tokenizer
-    from engine.weights.load import read_model_config
+    from engine.weights.load import read_model_config, weights_bytes
     from loadtest.benchmarks.machine import describe_devices
     from loadtest.machine import describe_machine, describe_versions
 
@@ -58,7 +58,7 @@ def gather(directory: Path, config: "EngineConfig") -> dict[str, Any]:
             "directory": str(directory),
             **msgspec.to_builtins(model),
             "num_parameters": model.num_parameters,
-            "weights_bytes": sum(path.stat().st_size for path in directory.glob("*.safetensors")),
+            "weights_bytes": weights_bytes(directory),
             "num_tokens": tokenizer.num_tokens,
             "markers": FimTemplate.detect(tokenizer).name,
         },

@@ -1,11 +1,14 @@
 """What a model directory holds, as a short name: two directories with the same name give the same answers.
 
 Reading all weights of a large model takes longer than loading them, so of each file the header, the size and evenly
-spaced samples are hashed: training changes bytes everywhere. Knows no format but where files lie.
+spaced samples are hashed: training changes bytes everywhere. A partitioned checkpoint has the name of the model it was
+made from, since it gives the same answers. Knows no format but where files lie.
 """
 
 from hashlib import blake2b
 from pathlib import Path
+
+from engine.weights.partition import is_partition, read_manifest
 
 _SAMPLES = 32
 _SAMPLE_BYTES = 1 << 16
@@ -13,7 +16,9 @@ _WHOLE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_
 
 
 def fingerprint(directory: Path) -> str:
-    """Return 32 hexadecimal digits; raises OSError for files that cannot be read."""
+    """Return 32 hexadecimal digits; raises OSError for files that cannot be read, or PartitionError."""
+    if is_partition(directory):
+        return read_manifest(directory).fingerprint
     digest = blake2b(digest_size=16)
     for name in _WHOLE:
         path = directory / name

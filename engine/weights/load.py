@@ -1,4 +1,4 @@
-"""Model directories in Hugging Face's layout to weights on the device.
+"""Model directories in Hugging Face's layout, or partitioned checkpoints (`partition.py`), to weights on the device.
 
 Reads `config.json` and `*.safetensors`, with or without an index: of each tensor only the slices that this host's
 devices hold, in parts of a few megabytes that are cast one by one. The host never holds more than one parameter beside
@@ -10,7 +10,7 @@ fastest (`Hold`).
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,15 +28,14 @@ from engine.model.config import ModelConfig
 from engine.model.families import family_of
 from engine.model.matrix import Matrix
 from engine.model.transformer import Transformer
+from engine.weights.parameters import Index, ParameterPath, Parameters, parameter_shapes
+from engine.weights.partition import Partition, is_partition, read_manifest
 
-_PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
+_PLAIN_DTYPES: dict[str, DTypeLike] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+"""Types of tensors that are read, the widest first."""
 
 _PART_BYTES = 1 << 23
 """Of a tensor, as it lies in its file, this much is read at a time."""
-
-ParameterPath = tuple[str | int, ...]
-Index = tuple[slice, ...]
-"""Which part of an array a device holds: one slice per axis, without steps."""
 
 Placement = Callable[[ParameterPath, tuple[int, ...]], jax.sharding.Sharding]
 """(path, shape) -> how a parameter is divided over devices."""
@@ -73,24 +72,66 @@ def read_model_config(directory: Path) -> ModelConfig:
     return family_of(hf).read_config(hf)
 
 
+def weights_bytes(directory: Path) -> int:
+    """Return the size of a model directory's weights on disk; raises PartitionError."""
+    if is_partition(directory):
+        return read_manifest(directory).num_bytes
+    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+
+
 def load_model(
     directory: Path, *, dtype: DTypeLike, place: Placement = place_on_one_device, hold: Hold = hold_plain
 ) -> LoadedModel:
-    """Load a model directory, cast to `dtype`; raises ModelConfigError or WeightsError."""
-    hf = _read_config_json(directory)
-    family = family_of(hf)
-    config = family.read_config(hf)
-    names = family.tensor_names(config)
-    with _Checkpoint(directory) as checkpoint:
-        checkpoint.check_names(name for parts in names.values() for name in parts)
+    """Load a model directory or a partitioned checkpoint, cast to `dtype`; raises ModelConfigError or WeightsError."""
+    with open_parameters(directory) as parameters:
 
         def make(path: ParameterPath, shape: tuple[int, ...]) -> jax.Array:
-            is_kernel = path[-1] == "kernel"
-            parts = checkpoint.open_parts(names[path], _packed_sizes(config, path) or shape[-1:], shape, is_kernel)
-            read = partial(_read_packed, parts, shape=shape, dtype=np.dtype(dtype), is_kernel=is_kernel)
+            read = partial(parameters.read, path, dtype=np.dtype(dtype))
             return jax.make_array_from_callback(shape, place(path, shape), read)
 
-        return _filled(config, np.dtype(dtype), make, hold)
+        return _filled(parameters.config, np.dtype(dtype), make, hold)
+
+
+def open_parameters(directory: Path, *, stages: Collection[int] | None = None) -> Parameters:
+    """Open a model directory or a partitioned checkpoint, of which only `stages` have to be here (None: all).
+
+    Raises ModelConfigError, WeightsError or PartitionError.
+    """
+    config = read_model_config(directory)
+    return Partition(directory, config, stages=stages) if is_partition(directory) else _Files(directory, config)
+
+
+class _Files(contextlib.AbstractContextManager["_Files"]):
+    """A model directory's `Parameters`."""
+
+    def __init__(self, directory: Path, config: ModelConfig) -> None:
+        self.config = config
+        self._names = family_of(_read_config_json(directory)).tensor_names(config)
+        self._shapes = parameter_shapes(config)
+        self._checkpoint = _Checkpoint(directory)
+        try:
+            self._checkpoint.check_names(name for parts in self._names.values() for name in parts)
+        except BaseException:
+            self._checkpoint.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        self._checkpoint.close()
+
+    def dtype_of(self, path: ParameterPath) -> np.dtype[Any]:
+        """Return the type of the files, the widest one of a packed parameter's tensors."""
+        dtypes = {view.get_dtype() for view, _ in self._open_parts(path)}
+        return np.dtype(_PLAIN_DTYPES[next(name for name in _PLAIN_DTYPES if name in dtypes)])
+
+    def read(self, path: ParameterPath, index: Index, *, dtype: np.dtype[Any]) -> np.ndarray:
+        """Return part of a parameter."""
+        parts, shape = self._open_parts(path), self._shapes[path]
+        return _read_packed(parts, index, shape=shape, dtype=dtype, is_kernel=path[-1] == "kernel")
+
+    def _open_parts(self, path: ParameterPath) -> list[tuple[Any, int]]:
+        shape = self._shapes[path]
+        sizes = _packed_sizes(self.config, path) or shape[-1:]
+        return self._checkpoint.open_parts(self._names[path], sizes, shape, path[-1] == "kernel")
 
 
 def random_model(
@@ -173,7 +214,7 @@ def _read_json_object(path: Path, error_type: type[ModelConfigError | WeightsErr
     return value
 
 
-class _Checkpoint(contextlib.AbstractContextManager["_Checkpoint"]):
+class _Checkpoint:
     """The tensors of a model directory, over one file or several."""
 
     def __init__(self, directory: Path) -> None:
@@ -185,7 +226,8 @@ class _Checkpoint(contextlib.AbstractContextManager["_Checkpoint"]):
             for path in sorted(set(self._file_of.values()))
         }
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the files."""
         self._exit.close()
 
     def check_names(self, used: Iterable[str]) -> None:
