@@ -71,6 +71,8 @@ class OwnServer:
             options = ["--host", HOST, "--grpc-port", "0", "--port-file", str(port_file), "--stop-at-eof"]
             options += ["--set", f"server.metrics_port={metrics_port}"]
             options += ["--set", "cache.shared=none", "--set", "cache.snapshot_s=0"]  # what it learns ends with it
+            # A project that somebody indexed on this machine must not change what is measured.
+            options += ["--set", f"server.repository_directory={Path(directory) / 'none'}"]
             self._process = subprocess.Popen(
                 [*self._command, *options],
                 stdin=subprocess.PIPE,

@@ -121,6 +121,7 @@ class Engine:
         running, slots = self._scheduler.num_running(), self.plan.num_slots
         return EngineStats(
             num_slots=slots,
+            max_context=self.plan.max_context,
             num_running=running,
             num_waiting=len(self._inbox) + self._scheduler.num_waiting(),
             kv_usage=running / slots,

@@ -19,9 +19,11 @@ whitespace token, a newline may carry the next line's indentation, and where the
 simply chooses it again. Nothing is left out when the cursor stands at the cut: there the MID marker comes right
 before it, and what the model writes starts a segment as in training.
 
-**Too long.** What is cut away, in this order, until the prompt fits: context chunks from the front; the end of `after`
-beyond a quarter of the budget; the beginning of the text above the cut, at a line start; the rest of `after`; the
-file's own path; and only then the left of the text from the cut to the cursor, whose end at the cursor always stays.
+**Too long.** What is cut away, in this order, until the prompt fits: context chunks from the front, until they have at
+most a quarter of the budget (`CONTEXT_SHARE`); the end of `after` beyond a quarter of the budget; the beginning of the
+text above the cut, at a line start; the rest of `after`; the file's own path; and only then the left of the text from
+the cut to the cursor, whose end at the cursor always stays. What context keeps when the file is long is the same for
+every keystroke.
 Edges move in steps of several lines or tokens, so that they stand still during most keystrokes. No more than
 `_WINDOW_CHARS_PER_TOKEN` characters per token of the budget are looked at, whatever the length of the file.
 """
@@ -39,6 +41,9 @@ from engine.types import ContextChunk, Request
 
 _WINDOW_CHARS_PER_TOKEN = 8
 """Code has 3 to 4 characters a token; text beyond this many for each token of the budget is not even encoded."""
+
+CONTEXT_SHARE = 0.25
+"""Of the prompt, for context chunks, however long the file itself is."""
 
 _REPOSITORY = "project"
 """Requests don't name their repository, and models that know the marker have never seen it without a name."""
@@ -152,9 +157,11 @@ def build_prompt(
             "ask for fewer new tokens or load a model with a longer context"
         )
     parts = _Parts(request, tokenizer, template, max_prompt_tokens=max_prompt_tokens)
-    # No context at all once anything else is cut: what room is left by steps changes with each keystroke.
-    context, num_dropped_context = _context(tokenizer, template, request.context, room=room - parts.num_tokens)
-    parts.fit(room)
+    # A fixed share once anything else is cut: what room is left by steps changes with each keystroke.
+    share = min(int(max_prompt_tokens * CONTEXT_SHARE), room - num_at_cursor)
+    room_for_context = max(share, room - parts.num_tokens)
+    context, num_dropped_context = _context(tokenizer, template, request.context, room=room_for_context)
+    parts.fit(room - len(context))
 
     stable = template.stable_tokens(
         context=context, header=parts.header.tokens, above=parts.above.tokens, after=parts.after.tokens

@@ -113,6 +113,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Counters since start, and gauges of this moment."""
 
     num_slots: int = 0
+    max_context: int = 0
+    """Most tokens of a sequence, prompt and completion together; 0: not told."""
     num_running: int = 0
     num_waiting: int = 0
     kv_usage: float = 0.0

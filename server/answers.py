@@ -15,7 +15,7 @@ from engine.types import CompletionEngine, FinishReason, Request
 from server.generation import Answer
 from server.types import TrimMode
 
-LAYOUT = "prompt 1"
+LAYOUT = "prompt 2"
 """Changes whenever windows, cuts or the layout of prompts change, so that answers made before are not found."""
 
 

@@ -30,6 +30,7 @@ from server.errors import EngineLostError, StartError
 from server.grpc_service import GrpcService
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
+from server.repositories import Repositories
 from server.session_service import SessionService
 from server.sessions import Sessions
 from server.wire import SERVICE_NAME
@@ -74,7 +75,8 @@ async def build(config: ServerConfig, *, cache: CompletionCache | None = None) -
     metrics = Metrics(lifecycle, admission)
     sessions = Sessions(config)
     answers = Answers(cache, least_chars=config.session_least_chars, trim=config.trim)
-    completer = Completer(config, lifecycle, admission, metrics, sessions, answers)
+    repositories = Repositories(config)
+    completer = Completer(config, lifecycle, admission, metrics, sessions, answers, repositories)
     session_service = SessionService(config, admission, completer, sessions, metrics)
     health_servicer: Any = health.aio.HealthServicer()  # type: ignore[attr-defined,unused-ignore]
     grpc_server = grpc.aio.server(

@@ -24,6 +24,7 @@ from server.generation import Answer, Generation
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.prompt import build_request
+from server.repositories import DEFAULT_CONTEXT_TOKENS, Repositories
 from server.sessions import Session, Sessions
 from server.suggestion import Suggestion
 from server.types import AnswerPart, CompletionRequest
@@ -40,6 +41,7 @@ class Completer:
         metrics: Metrics,
         sessions: Sessions,
         answers: Answers,
+        repositories: Repositories,
     ) -> None:
         self._config = config
         self._lifecycle = lifecycle
@@ -47,6 +49,7 @@ class Completer:
         self._metrics = metrics
         self._sessions = sessions
         self._answers = answers
+        self._repositories = repositories
         self._serial = itertools.count()
 
     async def complete(
@@ -114,7 +117,15 @@ class Completer:
         draft = "" if session is None else session.draft(request)
 
         def prepare() -> Request | Answer:
-            asked = build_request(request, request_id=engine_id, sampling=sampling, config=self._config, tenant=tenant)
+            max_tokens = (engine.stats().max_context or DEFAULT_CONTEXT_TOKENS) - sampling.max_tokens
+            context = self._repositories.context(request, tenant=tenant, max_tokens=max_tokens)
+            asked = build_request(
+                msgspec.structs.replace(request, context=context),
+                request_id=engine_id,
+                sampling=sampling,
+                config=self._config,
+                tenant=tenant,
+            )
             key = self._answers.key(asked, engine, has_seed=request.sampling.seed is not None)
             if key is None:
                 return msgspec.structs.replace(asked, draft=draft)

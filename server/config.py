@@ -1,5 +1,8 @@
 """Deployment choices of the server: the [server] section of the configuration file."""
 
+import os
+from pathlib import Path
+
 import msgspec
 
 from server.types import TrimMode
@@ -46,6 +49,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Memory that the texts of all sessions may take; the session unused for longest goes first."""
     max_sessions: int = 4096
     """Most sessions kept."""
+    repository_context: bool = True
+    """Whether text of other files of a project goes ahead of prompts: of projects that `cloudcomplete index` has read,
+    and of whole files that clients send along."""
+    repository_directory: str = ""
+    """Directory of those indexes; "": cloudcomplete/repositories in the user's cache directory."""
+    repositories_bytes: int = 512 * 1024 * 1024
+    """Memory that the indexes of all projects may take; the oldest go first."""
     drain_s: float = 10.0
     """Seconds that running requests get to end after the signal to stop."""
     before_lines: int = 256
@@ -60,6 +70,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Most characters of text right of the cursor that the model is shown."""
     step_chars: int = 4_096
     """Where lines are so long that characters decide, the edges move by this many characters at once."""
+
+    @property
+    def resolved_repository_directory(self) -> Path:
+        """Where the indexes of projects belong."""
+        if self.repository_directory:
+            return Path(self.repository_directory).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloudcomplete" / "repositories"
 
     def __post_init__(self) -> None:
         """Refuse values that cannot hold, with ValueError; msgspec adds the path of the section."""
@@ -98,6 +115,7 @@ _POSITIVE = (
     "session_bytes",
     "sessions_bytes",
     "max_sessions",
+    "repositories_bytes",
     "before_lines",
     "after_lines",
     "step_lines",

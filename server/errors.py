@@ -4,6 +4,7 @@
     ├── StartError                 the server cannot start: its port is taken, its host unknown
     ├── EngineLostError            the engine ended by itself while the server was serving
     ├── AddressError               what a client was given is no server address
+    ├── RepositoryError            a project's source cannot be read, or its index not read or written
     └── RequestFailedError         one request got no, or not all of its, answer; others are not touched
         ├── InvalidRequestError        it can never be served as asked
         ├── BusyError                  too many requests at once; carries `retry_after_s`
@@ -33,6 +34,10 @@ class EngineLostError(ServerError):
 
 class AddressError(ServerError, ValueError):
     """What the client was given is no server address."""
+
+
+class RepositoryError(ServerError):
+    """A project's source cannot be read, or its index cannot be read or written."""
 
 
 class RequestFailedError(ServerError):

@@ -217,7 +217,6 @@ def test_what_is_too_long_is_cut_in_the_documented_order() -> None:
         num_after = len(TOKENIZER.encode(parts["after"]))
         # Each cut begins only where the one before it in the order has gone as far as it may.
         state = [
-            got_context != context,
             parts["after"] != untouched["after"],
             got_above != above,
             num_after < budget // 4 - budget // 32,
@@ -226,16 +225,38 @@ def test_what_is_too_long_is_cut_in_the_documented_order() -> None:
         ]
         assert state == sorted(state, reverse=True)
         seen.add(sum(state))
+        num_context = num_context_tokens(got_context)
+        if state[0]:
+            assert num_context <= budget // 4
+        if got_context != context and state[3] is False:
+            longer = context[context.rindex("[SEP]", 0, len(context) - len(got_context)) :]
+            assert num_context_tokens(longer) > budget // 4
         if state[1]:
-            assert got_context == ""
-        if state[2]:
             assert num_after <= budget // 4
-        if state[3]:
+        if state[2]:
             assert got_above == ""
-        if state[4]:
+        if state[3]:
             assert parts["after"] == ""
-        assert (prompt.num_dropped_tokens == 0) == (state[0] is False)
-    assert seen == {0, 1, 2, 3, 4, 5, 6}
+            assert "[SEP]" not in got_above
+        assert (prompt.num_dropped_tokens == 0) == (state[0] is False and got_context == context)
+    assert seen == {0, 1, 2, 3, 4, 5}
+
+
+def num_context_tokens(context: str) -> int:
+    chunks = [chunk.partition("\n") for chunk in context.split("[SEP]")[1:]]
+    return sum(1 + len(TOKENIZER.encode(f"{path}\n")) + len(TOKENIZER.encode(text)) for path, _, text in chunks)
+
+
+def test_context_keeps_its_share_however_long_the_file_is() -> None:
+    asked = long_request()
+    others = [{"before": asked.before + "n"}, {"after": asked.after * 2}, {"before": asked.before[: asked.cut] + "x"}]
+    for budget in range(1_000, len(prompt_of(asked).tokens) - 500, 100):
+        contexts = {
+            parts_of(prompt_of(each, max_prompt_tokens=budget))["before"].rpartition("[SEP]functions.py\n")[0]
+            for each in (asked, *(msgspec.structs.replace(asked, **other) for other in others))
+        }
+        assert len(contexts) == 1
+        assert contexts != {""}
 
 
 @given(asked=requests(), max_prompt_tokens=st.integers(4, 120))

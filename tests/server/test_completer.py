@@ -25,6 +25,7 @@ from server.errors import (
 )
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
+from server.repositories import Repositories
 from server.sessions import Sessions
 from server.types import CompletionRequest, SamplingOptions
 from tests.server.counting_engine import CountingEngine, expected_text
@@ -42,7 +43,9 @@ class Rig:
         metrics = Metrics(self.lifecycle, self.admission)
         self.sessions = Sessions(config)
         answers = Answers(cache, least_chars=config.session_least_chars)
-        self.completer = Completer(config, self.lifecycle, self.admission, metrics, self.sessions, answers)
+        self.completer = Completer(
+            config, self.lifecycle, self.admission, metrics, self.sessions, answers, Repositories(config)
+        )
 
     def ask(
         self, before: str = "7", *, max_tokens: int = 3, deadline_s: float | None = None, request_id: str = ""
