@@ -8,6 +8,7 @@ import msgspec
 from loadtest import report
 from loadtest.benchmarks import (
     attention,
+    context,
     decode,
     dispatch,
     drafts,
@@ -49,6 +50,7 @@ BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
         Benchmark(name="attention", summary="attention paths side by side", measure=attention.measure),
+        Benchmark(name="context", summary="lines right with text of other files, and without", measure=context.measure),
         Benchmark(name="decode", summary="tokens per second at 1, 4, 16 concurrent requests", measure=decode.measure),
         Benchmark(name="dispatch", summary="weights as plain arrays and as a module", measure=dispatch.measure),
         Benchmark(name="embedding", summary="ways to find places with the same text", measure=embedding.measure),
