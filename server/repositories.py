@@ -55,7 +55,7 @@ _log = logging.getLogger(__name__)
 class _Project(NamedTuple):
     tenant: str
     root: str
-    index: RepositoryIndex
+    chunks: RepositoryIndex
     folders: frozenset[str]
     """Directories below the root that have indexed files."""
     stamp: tuple[int, int]
@@ -65,7 +65,7 @@ class _Project(NamedTuple):
         """Return a path as the project has it; None for one that is none of its."""
         if path.startswith(self.root.rstrip("/") + "/"):
             return path[len(self.root.rstrip("/")) + 1 :]
-        is_own = path in self.index.paths or str(PurePosixPath(path).parent) in self.folders
+        is_own = path in self.chunks.paths or str(PurePosixPath(path).parent) in self.folders
         return path if is_own else None
 
 
@@ -112,7 +112,7 @@ class Repositories:
         if project is not None:
             room -= sum(len(chunk.text) for chunk in found)
             excluded = {path, *(chunk.path for chunk in request.context)}
-            found += project.index.search(query, max_chars=room, min_score=MIN_SCORE, excluded=excluded)
+            found += project.chunks.search(query, max_chars=room, min_score=MIN_SCORE, excluded=excluded)
         found.sort(key=lambda chunk: (chunk.path, chunk.first_line))
         chosen = (*(ContextChunk(path=chunk.path, text=chunk.text) for chunk in found), *given)
         with self._lock:
@@ -145,11 +145,11 @@ class Repositories:
                 self._refused[name] = stamp
                 self._projects.pop(name, None)
             return
-        _log.info("repository context: %s, %d files", project.root, len(project.index.paths))
+        _log.info("repository context: %s, %d files", project.root, len(project.chunks.paths))
         with self._lock:
             self._refused.pop(name, None)
             self._projects[name] = project
-            while sum(each.index.num_bytes for each in self._projects.values()) > self._max_bytes:
+            while sum(each.chunks.num_bytes for each in self._projects.values()) > self._max_bytes:
                 oldest = min(self._projects, key=lambda each: self._projects[each].stamp)
                 gone = self._projects.pop(oldest)
                 self._refused[oldest] = gone.stamp
