@@ -33,7 +33,7 @@ from server.repositories import Repositories
 from server.repository_snapshot import snapshot_path, take_snapshot, write_snapshot
 from server.types import CompletionRequest
 
-_ROWS_PER_LANGUAGE = 150
+_ROWS_PER_LANGUAGE = 100
 _SEED = 20
 _MAX_TOKENS = 48
 _AT_ONCE = 8
@@ -62,9 +62,16 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
     try:
         contexts = choose_contexts(documents, rows, max_tokens=engine.stats().max_context - _MAX_TOKENS)
         on_progress(f"{len(rows):,} rows, {sum(map(bool, contexts)):,} of them with context")
-        without = ask(engine, rows, [()] * len(rows))
-        on_progress("asked without context")
-        given = ask(engine, rows, contexts)
+        without, given = list[Answer](), list[Answer]()
+        for start in range(0, len(rows), _ROWS_PER_LANGUAGE):
+            part = slice(start, start + _ROWS_PER_LANGUAGE)
+            without += ask(engine, rows[part], [()] * len(rows[part]))
+            given += ask(engine, rows[part], contexts[part])
+            pairs = [
+                (one.is_right(row), other.is_right(row)) for row, one, other in zip(rows, without, given, strict=False)
+            ]
+            num_without, num_given = (sum(column) for column in zip(*pairs, strict=True))
+            on_progress(f"{len(given):,} rows asked: {num_without} right without context, {num_given} with it")
     finally:
         engine.close(timeout_s=0.0)
     table = [

@@ -250,7 +250,7 @@ def num_context_tokens(context: str) -> int:
 def test_context_keeps_its_share_however_long_the_file_is() -> None:
     asked = long_request()
     others = [{"before": asked.before + "n"}, {"after": asked.after * 2}, {"before": asked.before[: asked.cut] + "x"}]
-    for budget in range(1_000, len(prompt_of(asked).tokens) - 500, 100):
+    for budget in range(1_300, len(prompt_of(asked).tokens) - 500, 500):
         contexts = {
             parts_of(prompt_of(each, max_prompt_tokens=budget))["before"].rpartition("[SEP]functions.py\n")[0]
             for each in (asked, *(msgspec.structs.replace(asked, **other) for other in others))
