@@ -45,6 +45,17 @@ _KNOWN = (
 )
 
 
+_AHEAD = (
+    "prefetches",
+    "prefetch_hits",
+    "prefetch_tokens",
+    "prefetch_used_tokens",
+    "accepts",
+    "accepts_continued_without_model",
+)
+"""Counters of this product's work ahead, less `cloudcomplete_` and `_total`."""
+
+
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """What a server had computed at some moment."""
 
@@ -52,6 +63,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens that its model ran over and tokens it generated, since the server's start."""
     num_open: int
     """Requests that it had in hand."""
+    ahead: dict[str, int] = {}
+    """What it did ahead of requests, by `_AHEAD`; empty where a server does not tell."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -62,7 +75,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         for names in _KNOWN:
             if all(name in samples for name in (*names.computed, *names.open)):
                 computed = [_exact(samples, name, is_rounded=names.is_rounded) for name in names.computed]
-                return cls(num_computed_tokens=sum(computed), num_open=sum(int(samples[name]) for name in names.open))
+                num_open = sum(int(samples[name]) for name in names.open)
+                return cls(num_computed_tokens=sum(computed), num_open=num_open, ahead=_ahead(text))
         raise ValueError("no counters of computed tokens in it")
 
 
@@ -121,6 +135,8 @@ class ComputedTokens:
         self._source = source
         self._before: Reading | None = None
         self.count: int | None = None
+        self.ahead: dict[str, int] = {}
+        """What the server did ahead of requests meanwhile, as in `Reading`."""
         self.problem = "" if source is not None else "no metrics of the server to read; see --metrics"
 
     async def begin(self) -> None:
@@ -143,6 +159,18 @@ class ComputedTokens:
             self.problem = "the server's counters went backwards; it was started anew"
         else:
             self.count, self.problem = count, ""
+            self.ahead = {name: number - self._before.ahead.get(name, 0) for name, number in after.ahead.items()}
+
+
+def _ahead(text: str) -> dict[str, int]:
+    """Return the sums of the counters of work ahead over their labels; empty when the page has none."""
+    sums: dict[str, int] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            name = sample.name.removeprefix("cloudcomplete_").removesuffix("_total")
+            if name in _AHEAD and sample.name == f"cloudcomplete_{name}_total":
+                sums[name] = sums.get(name, 0) + int(sample.value)
+    return sums
 
 
 def _exact(samples: Mapping[str, float], name: str, *, is_rounded: bool) -> int:

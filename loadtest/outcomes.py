@@ -109,6 +109,7 @@ def summarise(outcomes: Sequence[Outcome], *, users: int) -> dict[str, Number]:
     """
     waits_s = sorted(wait_times_s(outcomes).values())
     stored = [outcome for outcome in outcomes if outcome.is_stored]
+    own_s = sorted(outcome.shown_s for outcome in stored if outcome.shown_s is not None)
     costs = [outcome.num_computed_tokens for outcome in outcomes if outcome.num_computed_tokens is not None]
     late_s = sorted(outcome.clock_error_s for outcome in outcomes)
     return {
@@ -116,8 +117,12 @@ def summarise(outcomes: Sequence[Outcome], *, users: int) -> dict[str, Number]:
         "first_text_p95_ms": to_ms(percentile(waits_s, 0.95)),
         "on_time_share": _share([outcome.shown_s is not None for outcome in outcomes]),
         "answered_without_model_share": _share([outcome.is_stored for outcome in outcomes]),
+        "first_text_without_model_p95_ms": to_ms(percentile(own_s, 0.95)),
         "matches_next_5_chars_share": _share([outcome.matches_next_chars for outcome in outcomes]),
         "matches_line_share": _share([outcome.matches_line for outcome in outcomes]),
+        "matches_next_5_chars_by_model_share": _share(
+            [outcome.matches_next_chars for outcome in outcomes if not outcome.is_stored]
+        ),
         "matches_next_5_chars_without_model_share": _share([outcome.matches_next_chars for outcome in stored]),
         "matches_line_without_model_share": _share([outcome.matches_line for outcome in stored]),
         "tokens_computed_per_keystroke": None,

@@ -1,7 +1,7 @@
 """What a replay found: its result with notes, and what its plots show. Knows no command line."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from loadtest import report
 from loadtest.outcomes import Outcome, summarise, to_row, wait_times_s
@@ -18,6 +18,7 @@ def assemble(replay: Replay, verification: Verification | None, *, command: str)
     headline = summarise(outcomes, users=replay.settings.users)
     if (count := replay.computed_tokens.count) is not None and replay.num_asked:
         headline["tokens_computed_per_keystroke"] = count / replay.num_asked
+    headline |= _ahead_shares(replay.computed_tokens.ahead)
     headline["replay_cpu_per_keystroke_ms"] = _per_keystroke_ms(replay.typing_cpu_s, outcomes)
     headline["process_cpu_per_keystroke_ms"] = _per_keystroke_ms(replay.cpu_s, outcomes)
     if verification is not None:
@@ -57,6 +58,12 @@ def _notes(replay: Replay, waits_s: dict[tuple[int, int], float]) -> list[str]:
     num_next = sum(outcome.matches_next_chars is not None for outcome in outcomes)
     num_lines = sum(outcome.matches_line is not None for outcome in outcomes)
     notes.append(f"matches: of {num_next:,} suggestions with typing after them, {num_lines:,} with more on their line")
+    if ahead := replay.computed_tokens.ahead:
+        notes.append(
+            f"ahead: {ahead.get('prefetches', 0):,} requests, {ahead.get('prefetch_hits', 0):,} of them used; "
+            f"{ahead.get('prefetch_tokens', 0):,} tokens, {ahead.get('prefetch_used_tokens', 0):,} of them used; "
+            f"{ahead.get('accepts', 0):,} suggestions taken whole"
+        )
     num_told = sum(outcome.num_computed_tokens is not None for outcome in outcomes)
     notes.append(f"tokens_computed_per_ended_answer: of {num_told:,} answers that ended and told")
     if replay.computed_tokens.count is None:
@@ -84,6 +91,20 @@ def _verification_notes(replay: Replay, verification: Verification | None) -> li
     reasons["the run ended early"] = replay.num_stored - verification.num_checked - len(verification.unchecked)
     notes += [f"verify: {count:,} not checked: {reason}" for reason, count in reasons.most_common(_SHOWN) if count]
     return notes
+
+
+def _ahead_shares(ahead: Mapping[str, int]) -> dict[str, report.Number]:
+    """Return what became of the server's work ahead, by its own counters."""
+
+    def share(part: str, whole: str) -> float | None:
+        return ahead.get(part, 0) / ahead[whole] if ahead.get(whole) else None
+
+    used = share("prefetch_used_tokens", "prefetch_tokens")
+    return {
+        "prefetch_hit_share": share("prefetch_hits", "prefetches"),
+        "prefetch_wasted_token_share": None if used is None else 1 - used,
+        "accepts_continued_without_model_share": share("accepts_continued_without_model", "accepts"),
+    }
 
 
 def _per_keystroke_ms(seconds: float, outcomes: Sequence[Outcome]) -> float | None:

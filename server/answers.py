@@ -13,7 +13,7 @@ from cache.completion_cache import CompletionCache
 from cache.key import Key
 from engine.types import CompletionEngine, FinishReason, Request
 from server.generation import Answer
-from server.types import TrimMode
+from server.types import Source, TrimMode
 
 LAYOUT = "prompt 2"
 """Changes whenever windows, cuts or the layout of prompts change, so that answers made before are not found."""
@@ -86,6 +86,11 @@ class Answers:
         self._cache.store(
             key, cache_key.Answer(text=answer.text, finish_reason=answer.reason, logit_gap=answer.logit_gap)
         )
+
+    def note_accept(self, source: Source) -> None:
+        """Count an answer that a user took, if it is one of the cache's."""
+        if self._cache is not None and source in ("memory", "type-through", "shared"):
+            self._cache.note_accept(source)
 
     def close(self) -> None:
         """Write what waits to be written; blocks for seconds at most."""

@@ -26,10 +26,12 @@ from server.admission import Admission
 from server.answers import Answers
 from server.completer import Completer
 from server.config import ServerConfig
-from server.errors import EngineLostError, StartError
+from server.errors import EngineLostError, PredictorError, StartError
+from server.feedback import PREDICTOR_NAME, Feedback
 from server.grpc_service import GrpcService
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
+from server.predictor import Predictor
 from server.repositories import Repositories
 from server.session_service import SessionService
 from server.sessions import Sessions
@@ -59,6 +61,8 @@ class App:
     sessions: Sessions
     completer: Completer
     answers: Answers
+    feedback: Feedback
+    predictor: Predictor
     metrics: Metrics
     health: Any
     """`grpc_health.v1.health.aio.HealthServicer`, which its type stubs do not know."""
@@ -76,8 +80,20 @@ async def build(config: ServerConfig, *, cache: CompletionCache | None = None) -
     sessions = Sessions(config)
     answers = Answers(cache, least_chars=config.session_least_chars, trim=config.trim)
     repositories = Repositories(config)
-    completer = Completer(config, lifecycle, admission, metrics, sessions, answers, repositories)
-    session_service = SessionService(config, admission, completer, sessions, metrics)
+    feedback = Feedback(config, metrics, on_accept=answers.note_accept)
+    predictor = load_predictor(config)
+    completer = Completer(
+        config,
+        lifecycle,
+        admission,
+        metrics,
+        sessions,
+        answers,
+        repositories,
+        predictor=predictor,
+        feedback=feedback,
+    )
+    session_service = SessionService(config, admission, completer, sessions, feedback)
     health_servicer: Any = health.aio.HealthServicer()  # type: ignore[attr-defined,unused-ignore]
     grpc_server = grpc.aio.server(
         options=[
@@ -85,7 +101,7 @@ async def build(config: ServerConfig, *, cache: CompletionCache | None = None) -
             ("grpc.max_receive_message_length", config.max_message_bytes),
         ]
     )
-    grpc_server.add_generic_rpc_handlers((GrpcService(completer, session_service).handler(),))
+    grpc_server.add_generic_rpc_handlers((GrpcService(completer, session_service, feedback).handler(),))
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, grpc_server)
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), grpc_server)
     app = App(
@@ -95,6 +111,8 @@ async def build(config: ServerConfig, *, cache: CompletionCache | None = None) -
         sessions=sessions,
         completer=completer,
         answers=answers,
+        feedback=feedback,
+        predictor=predictor,
         metrics=metrics,
         health=health_servicer,
         grpc_server=grpc_server,
@@ -142,7 +160,36 @@ async def stop(app: App, *, drain_s: float) -> bool:
     await app.grpc_server.stop(grace=LAST_WORDS_S)
     await asyncio.to_thread(app.metrics.close)
     await asyncio.to_thread(app.answers.close)
+    await asyncio.to_thread(app.feedback.close)
+    await asyncio.to_thread(save_predictor, app.predictor, app.config)
     return is_drained
+
+
+def load_predictor(config: ServerConfig) -> Predictor:
+    """Return the predictor that an earlier server has left, or a new one."""
+    path = _predictor_path(config)
+    if path is None or not path.exists():
+        return Predictor()
+    try:
+        return Predictor.load(path)
+    except (PredictorError, OSError) as error:
+        _log.warning("%s; begun anew", error)
+        return Predictor()
+
+
+def save_predictor(predictor: Predictor, config: ServerConfig) -> None:
+    """Leave the predictor to the next server, if it has learned anything and there is a place for it."""
+    path = _predictor_path(config)
+    if path is not None and predictor.num_learned:
+        try:
+            predictor.save(path)
+        except OSError as error:
+            _log.warning("cannot keep what the predictor has learned: %s", error)
+
+
+def _predictor_path(config: ServerConfig) -> Path | None:
+    directory = config.feedback_directory
+    return Path(directory).expanduser() / PREDICTOR_NAME if directory else None
 
 
 async def run(

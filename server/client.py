@@ -37,7 +37,7 @@ from server.errors import (
 )
 from server.proto.cloudcomplete.v1 import completion_pb2 as pb
 from server.proto.cloudcomplete.v1.completion_pb2_grpc import CompletionServiceStub
-from server.types import Completion, CompletionPart, CompletionRequest, SamplingOptions
+from server.types import Completion, CompletionPart, CompletionRequest, SamplingOptions, SuggestionEvent
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 30.0
@@ -346,6 +346,18 @@ class Client:
         """Return a session for one document, to be used in a `with`; `options` hold for all its suggestions."""
         return ClientSession(self._completions.Session, _to_common(options), self.address)
 
+    def tell(self, request_id: str, event: SuggestionEvent, *, num_accepted: int = 0) -> bool:
+        """Tell what became of an answer; False: the server does not know it (any more). Raises RequestFailedError.
+
+        `num_accepted`: characters taken of an accepted one; 0: all.
+        """
+        request = wire.encode_fate(request_id, event, num_accepted)
+        try:
+            reply = self._completions.Feedback(request, timeout=_to_deadline(None, self._timeout_s))
+        except grpc.RpcError as error:
+            raise _to_error(self.address, error) from None
+        return bool(reply.counted)
+
     def is_serving(self, *, timeout_s: float = 1.0) -> bool:
         """Tell whether the server is there, loaded and warm."""
         try:
@@ -413,6 +425,19 @@ class AsyncClient:
         """Return a session for one document, to be used in an `async with`; `options` hold for all its suggestions."""
         stub = CompletionServiceStub(self._channel())
         return AsyncClientSession(stub.Session, _to_common(options), self.address)
+
+    async def tell(self, request_id: str, event: SuggestionEvent, *, num_accepted: int = 0) -> bool:
+        """Tell what became of an answer; False: the server does not know it (any more). Raises RequestFailedError.
+
+        `num_accepted`: characters taken of an accepted one; 0: all.
+        """
+        request = wire.encode_fate(request_id, event, num_accepted)
+        stub = CompletionServiceStub(self._channel())
+        try:
+            reply = await stub.Feedback(request, timeout=_to_deadline(None, self._timeout_s))
+        except grpc.RpcError as error:
+            raise _to_error(self.address, error) from None
+        return bool(reply.counted)
 
     async def is_serving(self, *, timeout_s: float = 1.0) -> bool:
         """Tell whether the server is there, loaded and warm."""

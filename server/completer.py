@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from functools import partial
 
 import msgspec
@@ -20,14 +20,20 @@ from server.admission import Admission
 from server.answers import Answers
 from server.config import ServerConfig
 from server.errors import CompletionFailedError, DeadlineError, RequestCancelledError, UnavailableError
+from server.feedback import Feedback
 from server.generation import Answer, Generation
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
+from server.predictor import Predictor
+from server.prefetch import Candidate, Prefetcher
 from server.prompt import build_request
 from server.repositories import DEFAULT_CONTEXT_TOKENS, Repositories
-from server.sessions import Session, Sessions
-from server.suggestion import Suggestion
-from server.types import AnswerPart, CompletionRequest
+from server.sessions import Found, Session, Sessions
+from server.suggestion import Ahead, Suggestion
+from server.types import AnswerPart, CompletionRequest, Source
+
+_AHEAD = "\0ahead"
+"""Makes a session's name in the engine that of another one; clients' names have no such character."""
 
 
 class Completer:
@@ -42,7 +48,11 @@ class Completer:
         sessions: Sessions,
         answers: Answers,
         repositories: Repositories,
+        *,
+        predictor: Predictor | None = None,
+        feedback: Feedback | None = None,
     ) -> None:
+        """`predictor` says what is worth doing ahead, None: a new one; `feedback` hears of answers and of guesses."""
         self._config = config
         self._lifecycle = lifecycle
         self._admission = admission
@@ -50,7 +60,17 @@ class Completer:
         self._sessions = sessions
         self._answers = answers
         self._repositories = repositories
+        self._feedback = feedback or Feedback(config, metrics)
         self._serial = itertools.count()
+        self.prefetcher = Prefetcher(
+            config,
+            lifecycle,
+            admission,
+            metrics,
+            predictor or Predictor(),
+            begin=self._begin_ahead,
+            on_guess=self._feedback.note_guess,
+        )
 
     async def complete(
         self, request: CompletionRequest, *, deadline_s: float | None, tenant: str = ""
@@ -63,16 +83,26 @@ class Completer:
         engine = self._lifecycle.engine
         sampling = self._admission.check(request, deadline_s=deadline_s)
         name = request.request_id or uuid.uuid4().hex
-        began_s = asyncio.get_running_loop().time()
-        with self._admission.place():
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        with ExitStack() as leaving, self._admission.place():
             session = None
             if request.session_id and not request.is_fresh:
                 session = self._sessions.session(tenant, request.session_id)
-            found = session.find(request, sampling) if session is not None else None
+            is_accept = session is not None and session.is_accepted_at(request)
+            found = self._find(session, request, sampling) if session is not None else None
             if found is not None and found.how == "ended":
-                self._metrics.observe_first_token(asyncio.get_running_loop().time() - began_s)
-                self._metrics.count_answer("session")
-                yield _rest(found.suggestion.generation, found.num_typed, name)
+                assert session is not None, "found in a session"
+                ahead = found.suggestion.ahead
+                is_first_use = ahead is not None and not ahead.is_used
+                if ahead is not None:
+                    self.prefetcher.note_use(ahead)
+                part = _rest(found.suggestion.generation, found.num_typed, name, is_ahead=is_first_use)
+                self._metrics.observe_first_token(loop.time() - began_s)
+                self._metrics.observe_known_answer(loop.time() - began_s)
+                self._note_answer(tenant, name, part.source, part.text, is_accept=is_accept)
+                leaving.callback(self.prefetcher.plan, session, request, sampling, tenant, part.text, found.num_typed)
+                yield part
                 return
             if found is not None:
                 generation, num_typed = found.suggestion.generation, found.num_typed
@@ -85,7 +115,12 @@ class Completer:
                 async with aclosing(outputs):
                     async for output in outputs:
                         if output.finish is not None:
-                            self._metrics.count_answer(generation.source)
+                            shown = generation.text[num_typed:]
+                            self._note_answer(tenant, name, generation.source, shown, is_accept=is_accept)
+                            if session is not None:
+                                leaving.callback(
+                                    self.prefetcher.plan, session, request, sampling, tenant, shown, num_typed
+                                )
                         yield AnswerPart(
                             request_id=name,
                             text=output.text,
@@ -95,6 +130,38 @@ class Completer:
                             num_typed=num_typed + generation.num_typed,
                         )
 
+    def _find(self, session: Session, request: CompletionRequest, sampling: SamplingParams) -> Found | None:
+        """Return what a session knows of a request, learn from what was guessed of it, and note what is taken over."""
+        self.prefetcher.note_request(session, request)
+        begun = session.begun_ahead_of(request, sampling)
+        found = session.find(request, sampling)
+        if found is None and begun is not None:
+            self.prefetcher.note_use(begun)  # its text is the draft
+        return found
+
+    def _note_answer(self, tenant: str, name: str, source: Source, text: str, *, is_accept: bool) -> None:
+        """Count a whole answer, and keep in mind what it was."""
+        self._feedback.remember(tenant, name, source, text)
+        self._metrics.count_answer(source)
+        if is_accept:
+            self._metrics.count_accept(is_continued=source != "model")
+
+    def _begin_ahead(self, session: Session, candidate: Candidate, sampling: SamplingParams, tenant: str) -> Suggestion:
+        """Ask the engine, below the priority of all for which somebody waits, what a client may ask next."""
+        request = candidate.request
+        ahead = Ahead(kind=candidate.kind)
+        generation = self._begin(
+            self._lifecycle.engine,
+            request,
+            sampling,
+            "ahead",
+            tenant,
+            session,
+            ahead=ahead,
+            moves_cut=candidate.moves_cut,
+        )
+        return Suggestion(request=request, sampling=sampling, generation=generation, ahead=ahead)
+
     def _begin(
         self,
         engine: CompletionEngine,
@@ -103,6 +170,9 @@ class Completer:
         name: str,
         tenant: str,
         session: Session | None,
+        *,
+        ahead: Ahead | None = None,
+        moves_cut: bool = False,
     ) -> Generation:
         """Begin to answer a request, from the completion cache or else by the engine, and let its session know."""
         engine_id = f"{name}#{next(self._serial)}"  # two clients may choose the same name; the engine's ids are unique
@@ -126,6 +196,10 @@ class Completer:
                 config=self._config,
                 tenant=tenant,
             )
+            if ahead is not None:
+                # Under another name the KV of the line that is typed in is put into the prefix store, not overwritten.
+                kv_name = asked.session + _AHEAD if moves_cut else asked.session
+                asked = msgspec.structs.replace(asked, priority="speculative", session=kv_name)
             key = self._answers.key(asked, engine, has_seed=request.sampling.seed is not None)
             if key is None:
                 return msgspec.structs.replace(asked, draft=draft)
@@ -136,7 +210,7 @@ class Completer:
 
         generation.begin(prepare)
         if session is not None:
-            session.remember(Suggestion(request=request, sampling=sampling, generation=generation))
+            session.remember(Suggestion(request=request, sampling=sampling, generation=generation, ahead=ahead))
         return generation
 
     async def _read(
@@ -199,7 +273,7 @@ class Completer:
         raise CompletionFailedError(f"the engine failed the request: {output.finish.error or 'it gave no reason'}")
 
 
-def _rest(generation: Generation, num_typed: int, name: str) -> AnswerPart:
+def _rest(generation: Generation, num_typed: int, name: str, *, is_ahead: bool) -> AnswerPart:
     """Return what is left of a generation that has ended, as a whole answer; it costs no tokens."""
     assert generation.finish is not None, "only what has ended is a whole answer"
     finish = Finish(state="finished", reason=generation.finish.reason, usage=Usage())
@@ -207,6 +281,6 @@ def _rest(generation: Generation, num_typed: int, name: str) -> AnswerPart:
         request_id=name,
         text=generation.text[num_typed:],
         finish=finish,
-        source="session",
+        source="prefetch" if is_ahead else "session",
         num_typed=num_typed + generation.num_typed,
     )

@@ -41,6 +41,20 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Seconds that a request of a session goes on when its client has given it up: the next keystroke may adopt it."""
     session_least_chars: int = 16
     """A suggestion that its limit of tokens cut off answers later keystrokes while at least so much of it is left."""
+    prefetch: bool = True
+    """Answer what a session is likely to ask next before it does, while nobody waits for the engine."""
+    prefetch_least_probability: float = 0.3
+    """How likely a request has to be to be answered ahead; more where too much of the work turns out to be wasted."""
+    prefetch_wasted_share: float = 0.45
+    """Share of the tokens written ahead that may be wasted, 0 to 1."""
+    prefetch_at_once: int = 2
+    """Requests answered ahead at once, of all sessions."""
+    feedback_directory: str = ""
+    """Where records of what became of suggestions are kept, and what the predictor has learned; "": nowhere."""
+    feedback_bytes: int = 64 * 1024 * 1024
+    """Most bytes of these records; the oldest half goes first."""
+    feedback_has_text: bool = False
+    """Record the suggestions' text too, which is source code."""
     session_idle_s: float = 1800.0
     """Seconds without a request after which a session may be forgotten."""
     session_bytes: int = 8 * 1024 * 1024
@@ -90,6 +104,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         for name in ("drain_s", "chunk_interval_s", "session_linger_s"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more seconds")
+        for name in ("prefetch_least_probability", "prefetch_wasted_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a number between 0 and 1")
         for chars in ("before_chars", "after_chars"):
             if getattr(self, chars) < 2 * self.step_chars:  # else the edge could lie in the text being typed
                 raise ValueError(
@@ -111,6 +128,8 @@ _POSITIVE = (
     "greatest_max_tokens",
     "default_deadline_s",
     "session_least_chars",
+    "prefetch_at_once",
+    "feedback_bytes",
     "session_idle_s",
     "session_bytes",
     "sessions_bytes",

@@ -5,6 +5,7 @@
     ├── EngineLostError            the engine ended by itself while the server was serving
     ├── AddressError               what a client was given is no server address
     ├── RepositoryError            a project's source cannot be read, or its index not read or written
+    ├── PredictorError             a saved predictor cannot be read
     └── RequestFailedError         one request got no, or not all of its, answer; others are not touched
         ├── InvalidRequestError        it can never be served as asked
         ├── BusyError                  too many requests at once; carries `retry_after_s`
@@ -38,6 +39,10 @@ class AddressError(ServerError, ValueError):
 
 class RepositoryError(ServerError):
     """A project's source cannot be read, or its index cannot be read or written."""
+
+
+class PredictorError(ServerError):
+    """A file is no saved predictor of this version."""
 
 
 class RequestFailedError(ServerError):

@@ -62,6 +62,9 @@ class Generation:
         self.num_typed = 0
         """Characters of an earlier answer that stood before its cursor already."""
         self._keep: Callable[[Answer], None] | None = None
+        self._on_end: Callable[[], None] | None = None
+        self._trimmed = TrimmedSink(lambda _: None, lambda: None)
+        self._is_kept = False
         self.is_superseded = False
         """Cancelled because a newer request of its session took its place."""
 
@@ -85,6 +88,20 @@ class Generation:
         """Hand the whole answer to `keep` when the engine has finished it; on the engine's thread."""
         self._keep = keep
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether it ended where its text was trimmed, so that more may belong behind it."""
+        return self._trimmed.is_cut or (self._is_kept and self._trim != "off")
+
+    @property
+    def beyond(self) -> str:
+        """What the model wrote behind the end of a text that was trimmed."""
+        return self._trimmed.beyond if self._trimmed.is_cut else ""
+
+    def on_end(self, tell: Callable[[], None]) -> None:
+        """Call `tell` on the event loop once it has ended, however it does."""
+        self._on_end = tell
+
     def begin(self, prepare: Callable[[], Request | Answer]) -> None:
         """Submit what `prepare` returns, or take the answer that it has; on a thread of its own, since encoding a long
         text takes milliseconds.
@@ -107,17 +124,20 @@ class Generation:
         def submit() -> None:
             prepared = prepare()
             if isinstance(prepared, Request):
-                trimmed = TrimmedSink(take, lambda: self._engine.cancel(self._request_id))
-                if self._trim != "off":
-                    trimmed.begin(prepared, self._trim)
-                self._engine.submit(prepared, take if self._trim == "off" else trimmed.take)
+                if self._trim == "off":
+                    self._engine.submit(prepared, take)
+                    return
+                self._trimmed = TrimmedSink(take, lambda: self._engine.cancel(self._request_id))
+                self._trimmed.begin(prepared, self._trim)
+                self._engine.submit(prepared, self._trimmed.take)
                 return
+            self._is_kept = True
             self.source, self.num_typed = prepared.source, prepared.num_typed
             finish = Finish(state="finished", reason=prepared.reason, usage=Usage())
             take(Output(request_id=self._request_id, text=prepared.text, finish=finish))
 
         self._submitted = loop.run_in_executor(None, submit)
-        self._submitted.add_done_callback(lambda done: done.cancelled() or done.exception())  # marks it as retrieved
+        self._submitted.add_done_callback(self._note_submitted)
 
     async def wait_submitted(self) -> None:
         """Wait until the engine has it; raises what it refuses it with."""
@@ -169,10 +189,21 @@ class Generation:
         if self._num_readers == 0:
             self.supersede()
 
+    def _note_submitted(self, submitted: "asyncio.Future[None]") -> None:
+        if submitted.cancelled() or submitted.exception() is not None:  # asking marks it as retrieved
+            self._tell_end()
+
+    def _tell_end(self) -> None:
+        if self._on_end is not None:
+            self._on_end()
+            self._on_end = None
+
     def _announce(self, end: int) -> None:
         self._ends.append(end)
         self._news.set()
         self._news = asyncio.Event()
+        if self.finish is not None:
+            self._tell_end()
 
     def _withdraw(self) -> None:
         """Cancel it; after its submission if that is still under way, since the engine does not know the id yet."""

@@ -18,6 +18,8 @@ from engine.errors import EngineError, QueueFullError
 from server import wire
 from server.completer import Completer
 from server.errors import BusyError, ServerError, grpc_code
+from server.feedback import Feedback
+from server.proto.cloudcomplete.v1 import completion_pb2 as pb
 from server.session_service import SessionService
 
 _log = logging.getLogger(__name__)
@@ -26,15 +28,17 @@ _log = logging.getLogger(__name__)
 class GrpcService:
     """`cloudcomplete.v1.CompletionService`."""
 
-    def __init__(self, completer: Completer, session_service: SessionService) -> None:
+    def __init__(self, completer: Completer, session_service: SessionService, feedback: Feedback) -> None:
         self._completer = completer
         self._session_service = session_service
+        self._feedback = feedback
 
     def handler(self) -> Any:
         """Return the handler to add to a `grpc.aio` server."""
         complete: Any = grpc.unary_stream_rpc_method_handler(self._complete)  # no serialisers: bytes in, bytes out
         session: Any = grpc.stream_stream_rpc_method_handler(self._session)
-        handlers = {"Complete": complete, "Session": session}
+        feedback: Any = grpc.unary_unary_rpc_method_handler(self._take_feedback)
+        handlers = {"Complete": complete, "Session": session, "Feedback": feedback}
         return grpc.method_handlers_generic_handler(wire.SERVICE_NAME, handlers)
 
     async def _complete(self, message: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
@@ -49,6 +53,18 @@ class GrpcService:
             raise
         except Exception:
             await _abort_incident(context)
+
+    async def _take_feedback(self, message: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
+        reply = pb.FeedbackReply()
+        try:
+            for request_id, event, num_accepted in wire.decode_feedback(message):
+                if self._feedback.tell("", request_id, event, num_accepted=num_accepted):
+                    reply.counted += 1
+                else:
+                    reply.unknown_request_ids.append(request_id)
+        except ServerError as error:
+            await _abort(context, error)
+        return reply.SerializeToString()
 
     async def _session(self, messages: AsyncIterator[bytes], context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
         try:

@@ -15,10 +15,12 @@ from prometheus_client.registry import Collector
 from engine.types import EngineStats
 from server.admission import Admission
 from server.lifecycle import Lifecycle
+from server.predictor import Kind
 from server.types import Source, SuggestionEvent
 
 PREFIX = "cloudcomplete_"
 FIRST_TOKEN_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+KNOWN_ANSWER_BUCKETS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1)
 
 
 class Metrics:
@@ -26,28 +28,82 @@ class Metrics:
 
     def __init__(self, lifecycle: Lifecycle, admission: Admission) -> None:
         """Read the engine from `lifecycle` once it is there; before, its counters are 0."""
-        self._registry = CollectorRegistry()
-        self._registry.register(_Counts(lifecycle, admission))
+        self.registry = CollectorRegistry()
+        self.registry.register(_Counts(lifecycle, admission))
         self._first_token = Histogram(
             f"{PREFIX}time_to_first_token_seconds",
             "From a request's arrival to its first text, or to its end without any",
             buckets=FIRST_TOKEN_BUCKETS_S,
-            registry=self._registry,
+            registry=self.registry,
         )
         self._answers = Counter(
-            f"{PREFIX}answers", "Answers by where they came from", labelnames=["source"], registry=self._registry
+            f"{PREFIX}answers", "Answers by where they came from", labelnames=["source"], registry=self.registry
         )
         self._suggestions = Counter(
             f"{PREFIX}suggestions",
             "What became of suggestions that clients of sessions told of, by where they came from",
             labelnames=["event", "source"],
-            registry=self._registry,
+            registry=self.registry,
+        )
+        self._known_answer = Histogram(
+            f"{PREFIX}known_answer_seconds",
+            "From a request's arrival to its answer, of those that its session had",
+            buckets=KNOWN_ANSWER_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._prefetches = Counter(
+            f"{PREFIX}prefetches", "Requests answered ahead, by what was guessed", ["kind"], registry=self.registry
+        )
+        self._prefetch_hits = Counter(
+            f"{PREFIX}prefetch_hits", "Those that somebody was served of", ["kind"], registry=self.registry
+        )
+        self._prefetch_tokens, self._prefetch_used_tokens, self._prefetch_prompt_tokens = (
+            Counter(f"{PREFIX}{name}", what, registry=self.registry)
+            for name, what in (
+                ("prefetch_tokens", "Tokens written ahead"),
+                ("prefetch_used_tokens", "Those of answers that somebody was served of"),
+                ("prefetch_prompt_tokens", "Prompt tokens computed ahead"),
+            )
+        )
+        self._accepts, self._accepts_continued = (
+            Counter(f"{PREFIX}{name}", what, registry=self.registry)
+            for name, what in (
+                ("accepts", "Answers at places right behind a whole suggestion, accepted or typed to its end"),
+                ("accepts_continued_without_model", "Those that needed no run of the model any more"),
+            )
         )
         self._serving: tuple[Any, Thread] | None = None
 
     def observe_first_token(self, seconds: float) -> None:
         """Count one request's time to its first token."""
         self._first_token.observe(seconds)
+
+    def observe_known_answer(self, seconds: float) -> None:
+        """Count what an answer took that its session had."""
+        self._known_answer.observe(seconds)
+
+    def count_prefetch(self, kind: Kind) -> None:
+        """Count a request that is answered ahead."""
+        self._prefetches.labels(kind=kind).inc()
+
+    def count_prefetch_hit(self, kind: Kind) -> None:
+        """Count one of them that somebody is served of."""
+        self._prefetch_hits.labels(kind=kind).inc()
+
+    def count_prefetch_tokens(self, *, num_generated: int, num_prompt: int) -> None:
+        """Count what one of them has cost, when it has ended."""
+        self._prefetch_tokens.inc(num_generated)
+        self._prefetch_prompt_tokens.inc(num_prompt)
+
+    def count_prefetch_used(self, num_tokens: int) -> None:
+        """Count the tokens of one that somebody is served of."""
+        self._prefetch_used_tokens.inc(num_tokens)
+
+    def count_accept(self, *, is_continued: bool) -> None:
+        """Count an answer right behind a whole suggestion, and whether it came without the model."""
+        self._accepts.inc()
+        if is_continued:
+            self._accepts_continued.inc()
 
     def count_answer(self, source: Source) -> None:
         """Count one answer that is whole."""
@@ -59,7 +115,7 @@ class Metrics:
 
     def open(self, host: str, port: int) -> int:
         """Serve from now on and return the port; raises OSError. The thread ends with the process, or by `close`."""
-        server, thread = start_http_server(port, host, registry=self._registry)
+        server, thread = start_http_server(port, host, registry=self.registry)
         self._serving = server, thread
         return int(server.server_port)
 

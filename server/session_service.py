@@ -27,7 +27,7 @@ from server.completer import Completer
 from server.config import ServerConfig
 from server.document import Document, Patch, count_units
 from server.errors import BusyError, CompletionFailedError, InvalidRequestError, ServerError, grpc_code
-from server.metrics import Metrics
+from server.feedback import Feedback
 from server.pace import join
 from server.proto.cloudcomplete.v1 import completion_pb2 as pb
 from server.sessions import Sessions
@@ -37,6 +37,8 @@ MAX_PROBLEMS = 16
 """Problems that wait for a client that does not read; then its events are not read either."""
 MAX_SUGGESTIONS = 64
 """Suggestions whose fate a client may still tell."""
+STILL_THERE_S = 30.0
+"""Seconds after which accepted text is looked for again."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,10 +52,10 @@ class SessionService:
         admission: Admission,
         completer: Completer,
         sessions: Sessions,
-        metrics: Metrics,
+        feedback: Feedback,
     ) -> None:
         self.config, self.admission, self.completer = config, admission, completer
-        self.sessions, self.metrics = sessions, metrics
+        self.sessions, self.feedback = sessions, feedback
 
     async def serve(
         self, messages: AsyncIterator[bytes], write: Callable[[bytes], Awaitable[None]], *, tenant: str = ""
@@ -149,6 +151,7 @@ class _Stream:
         """Whether the client has been told that its text is needed, and has not sent it yet."""
         self._suggesting: asyncio.Task[None] | None = None
         self._pushed: OrderedDict[int, _Pushed] = OrderedDict()
+        self._looks: set[asyncio.TimerHandle] = set()
 
     async def read_all(self, messages: AsyncIterator[bytes]) -> None:
         """Take events until the client ends them."""
@@ -159,6 +162,9 @@ class _Stream:
     def close(self) -> None:
         """Forget the document; its suggestions stay in the session for a while."""
         self._stop_suggesting()
+        for timer in self._looks:
+            timer.cancel()
+        self._looks.clear()
         if self._document() is not None:
             self._service.sessions.session(self._tenant, self._session_id).document = None
         self._opened = None
@@ -232,6 +238,7 @@ class _Stream:
     def _note(self, event: pb.SessionEvent) -> None:
         """Count what became of a suggestion; raises InvalidRequestError for one that was never pushed."""
         fate: SuggestionEvent
+        length = 0
         if event.HasField("accepted"):
             pushed, length = self._pushed_for(event.accepted.suggestion), event.accepted.length
             num_units = count_units(pushed.text)
@@ -245,7 +252,37 @@ class _Stream:
             pushed, fate = self._pushed_for(event.shown.suggestion), "shown"
         else:
             pushed, fate = self._pushed_for(event.rejected.suggestion), "rejected"
-        self._service.metrics.count_suggestion(fate, pushed.source or "model")
+        taken = pushed.text
+        if length:
+            taken = taken.encode("utf-16-le")[: 2 * length].decode("utf-16-le", "ignore")
+        self._service.feedback.note(
+            self._tenant,
+            f"{self._session_id}/{event.seq}",
+            fate,
+            source=pushed.source or "model",
+            num_chars=len(pushed.text),
+            num_accepted=len(taken) if fate == "partly_accepted" else 0,
+            text=pushed.text,
+        )
+        if fate in ("accepted", "partly_accepted") and len(self._looks) < MAX_SUGGESTIONS:
+            self._look_again(taken, pushed.source or "model")
+
+    def _look_again(self, taken: str, source: Source) -> None:
+        """See after a while whether accepted text still stands in the document."""
+        opened = self._opened
+
+        def look() -> None:
+            self._looks.discard(timer)
+            document = self._document()
+            if document is None or opened is None or document is not opened():
+                return
+            fate: SuggestionEvent = "kept" if taken in document.text else "gone"
+            self._service.feedback.note(
+                self._tenant, self._session_id, fate, source=source, num_chars=len(taken), text=taken
+            )
+
+        timer = asyncio.get_running_loop().call_later(STILL_THERE_S, look)
+        self._looks.add(timer)
 
     def _pushed_for(self, state: int) -> _Pushed:
         pushed = self._pushed.get(state)

@@ -5,15 +5,19 @@ answers a request: the rest of one that has ended (type-through, also across lin
 or one that is still being written and agrees with all that was typed (adopted). Whatever else the session has running
 is superseded: cancelled in the engine.
 
+Suggestions may be made ahead of the requests that they answer (`server/prefetch.py`). While what is typed is answered
+by another one, those that it may still lead to go on; else whatever is made ahead is cancelled too.
+
 A suggestion that was cut off by its limit of tokens answers only while at least `session_least_chars` of it are left;
-then its rest is the draft of a new request. One that the model ended is complete however little is left of it.
+then its rest is the draft of a new request. One that the model ended is complete however little is left of it; one
+that was trimmed, while anything is left.
 
 Sessions are bounded in bytes, each and in all (the one unused for longest goes first), and expire. A tenant is part of
 a session's name: another tenant's session of the same id is another session. Knows no transport and no engine.
 Used from the event loop's thread only.
 
-Invariants: after `find` at most one suggestion of a session runs, and it is the one found; `num_bytes` of the table is
-the sum of its sessions' `counted_bytes`.
+Invariants: after `find` no suggestion of a session runs but the one found, and those made ahead; `num_bytes` of the
+table is the sum of its sessions' `counted_bytes`.
 """
 
 import time
@@ -24,11 +28,14 @@ from typing import Literal, NamedTuple
 from engine.types import SamplingParams
 from server.config import ServerConfig
 from server.document import Document
-from server.suggestion import Suggestion
+from server.suggestion import Ahead, Suggestion
 from server.types import CompletionRequest
 
-MAX_SUGGESTIONS = 32
-"""Suggestions that one session keeps: enough for the backspaces that follow a typing error."""
+MAX_SUGGESTIONS = 64
+"""Suggestions that one session keeps, those made ahead among them: enough for the backspaces after a typing error."""
+
+_SHOWN = 8
+"""Suggestions among which the one that was accepted is looked for."""
 
 
 class Found(NamedTuple):
@@ -61,10 +68,31 @@ class Session:
     def find(self, request: CompletionRequest, sampling: SamplingParams) -> Found | None:
         """Return what answers a request, the newest first, and cancel everything else that the session has running."""
         found = self._find(request, sampling)
+        is_known = found is not None and found.how == "ended"
         for suggestion in self._suggestions:
-            if found is None or suggestion is not found.suggestion:
+            if found is not None and suggestion is found.suggestion:
+                continue
+            if not (is_known and suggestion.ahead is not None and suggestion.is_reachable_from(request)):
                 suggestion.generation.supersede()
         return found
+
+    def has_answer(self, request: CompletionRequest, sampling: SamplingParams) -> bool:
+        """Tell whether `find` would find something, and change nothing."""
+        return self._find(request, sampling) is not None
+
+    def is_accepted_at(self, request: CompletionRequest) -> bool:
+        """Tell whether the cursor stands right behind a whole suggestion of those shown last."""
+        return any(suggestion.is_taken_at(request) for suggestion in self._suggestions[-_SHOWN:])
+
+    def begun_ahead_of(self, request: CompletionRequest, sampling: SamplingParams) -> Ahead | None:
+        """Return what is being made ahead for a request and has written something beyond what was typed."""
+        for suggestion in reversed(self._suggestions):
+            if suggestion.ahead is None or not suggestion.generation.is_running:
+                continue
+            num_typed = suggestion.num_typed_at(request, sampling)
+            if num_typed is not None and num_typed < len(suggestion.generation.text):
+                return suggestion.ahead
+        return None
 
     def draft(self, request: CompletionRequest) -> str:
         """Return the text that is likeliest to come at a request that nothing answers; "" when nothing is known."""
@@ -96,11 +124,15 @@ class Session:
             if num_typed is None:
                 continue
             generation = suggestion.generation
+            if generation.is_running and suggestion.ahead is not None:
+                continue  # it has to be asked again, as one for which somebody waits; its text is the draft
             if generation.is_running:
                 return Found(suggestion, num_typed, "adopted")
             if generation.finish is None or generation.finish.state != "finished":
                 continue
             num_left = len(generation.text) - num_typed
+            if generation.is_cut and num_left == 0:
+                continue  # the model would have gone on
             if generation.finish.reason == "stop" or num_left >= self._config.session_least_chars:
                 return Found(suggestion, num_typed, "ended")
         return None

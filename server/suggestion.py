@@ -14,10 +14,22 @@ from dataclasses import dataclass
 
 from engine.types import SamplingParams
 from server.generation import Generation
+from server.predictor import Kind
 from server.types import CompletionRequest
 
 _ANSWER_BYTES = 4096
 """What is reckoned for the text of an answer, and for all that is not text."""
+
+
+@dataclass(kw_only=True)
+class Ahead:
+    """That a suggestion was made before anybody asked for it, and what became of it."""
+
+    kind: Kind
+    num_tokens: int = 0
+    """Tokens that the model wrote for it, known when it has ended."""
+    is_used: bool = False
+    """Whether somebody was served any of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +40,8 @@ class Suggestion:
     sampling: SamplingParams
     """The request's, with defaults filled in."""
     generation: Generation
+    ahead: Ahead | None = None
+    """What it was made ahead for; None when it was asked for."""
 
     @property
     def num_bytes(self) -> int:
@@ -50,11 +64,24 @@ class Suggestion:
         typed = request.before[len(self.request.before) :]
         return len(typed) if self.generation.text.startswith(typed) else None
 
+    def is_taken_at(self, request: CompletionRequest) -> bool:
+        """Tell whether the cursor stands right behind all of it: it was accepted, or typed to its end."""
+        if self.generation.finish is None or (self.ahead is not None and not self.ahead.is_used):
+            return False
+        before, text = self.request.before, self.generation.text
+        is_there = len(request.before) == len(before) + len(text) and request.before.endswith(text)
+        return bool(text) and is_there and request.before.startswith(before) and request.after == self.request.after
+
+    def is_reachable_from(self, request: CompletionRequest) -> bool:
+        """Tell whether typing on may lead to where it is an answer."""
+        return self.request.after == request.after and self.request.before.startswith(request.before)
+
     def draft_at(self, request: CompletionRequest) -> str:
         """Return what of its text may still come at a request that it does not answer; the engine verifies it."""
         if not request.before.startswith(self.request.before):
             return ""
-        return self.generation.text[len(request.before) - len(self.request.before) :]
+        text = self.generation.text + self.generation.beyond
+        return text[len(request.before) - len(self.request.before) :]
 
 
 def _is_repeatable(request: CompletionRequest, sampling: SamplingParams) -> bool:

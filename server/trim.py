@@ -363,6 +363,10 @@ class TrimmedSink:
         self._gap: float | None = None
         self.is_early = False
         """Whether the request was cancelled because its text had ended."""
+        self.is_cut = False
+        """Whether the text ended here and not where the model ended it."""
+        self.beyond = ""
+        """What the model wrote after the end of the text."""
 
     def begin(self, request: Request, mode: TrimMode) -> None:
         """Look at what was asked, before the first output; takes a fraction of a millisecond."""
@@ -377,6 +381,7 @@ class TrimmedSink:
         """Take an output of the engine."""
         was_ended = self._trimmer.is_ended
         text, is_ended = self._trimmer.push(output.text)
+        self.beyond = (self.beyond + output.text)[len(text) :]
         if output.finish is not None:
             self._sink(self._last(output, text, output.finish, is_ended=is_ended))
             return
@@ -395,9 +400,11 @@ class TrimmedSink:
             finish = msgspec.structs.replace(finish, state="finished", reason="stop")
         elif finish.state == "finished":
             self.is_early = False
-            text += self._trimmer.flush()
+            rest = self._trimmer.flush()
+            text, self.beyond = text + rest, self.beyond[len(rest) :]
             if is_ended:
                 finish = msgspec.structs.replace(finish, reason="stop")
+        self.is_cut = is_ended and finish.state == "finished"
         gaps = [gap for gap in (self._gap, output.logit_gap) if gap is not None]
         return msgspec.structs.replace(output, text=text, logit_gap=min(gaps, default=None), finish=finish)
 

@@ -11,12 +11,12 @@ from engine.types import ContextChunk, FinishReason, Output, Usage
 
 TrimMode = Literal["auto", "line", "block", "off"]
 """Where a completion ends. auto: a line or a block, by what stands around the cursor; off: where the model ends it."""
-Source = Literal["model", "session", "memory", "type-through", "shared"]
-"""Where an answer came from: a model run, or what a session keeps of an earlier one."""
+Source = Literal["model", "session", "prefetch", "memory", "type-through", "shared"]
+"""Where an answer came from: a model run, what a session keeps of an earlier one, or of one that was run ahead."""
 
 
-SuggestionEvent = Literal["shown", "accepted", "partly_accepted", "rejected"]
-"""What becomes of a suggestion in an editor."""
+SuggestionEvent = Literal["shown", "accepted", "partly_accepted", "rejected", "kept", "gone"]
+"""What becomes of a suggestion in an editor. kept, gone: whether what was accepted still stood there 30 s later."""
 
 
 class AnswerPart(Output, frozen=True, kw_only=True):

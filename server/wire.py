@@ -10,7 +10,15 @@ from google.protobuf.message import DecodeError
 from engine.types import ContextChunk, FinishReason, Usage
 from server.errors import InvalidRequestError
 from server.proto.cloudcomplete.v1 import completion_pb2 as pb
-from server.types import AnswerPart, Completion, CompletionPart, CompletionRequest, SamplingOptions, Source
+from server.types import (
+    AnswerPart,
+    Completion,
+    CompletionPart,
+    CompletionRequest,
+    SamplingOptions,
+    Source,
+    SuggestionEvent,
+)
 
 SERVICE_NAME = "cloudcomplete.v1.CompletionService"
 RETRY_AFTER_KEY = "retry-after-ms"
@@ -20,9 +28,19 @@ FINISH_REASONS: dict[FinishReason, pb.FinishReason] = {
     "length": pb.FINISH_REASON_LENGTH,
 }
 """Endings that are answers; cancelled and failed travel as status codes."""
+FATES: dict[SuggestionEvent, pb.Fate] = {
+    "shown": pb.FATE_SHOWN,
+    "accepted": pb.FATE_ACCEPTED,
+    "rejected": pb.FATE_REJECTED,
+    "kept": pb.FATE_KEPT,
+    "gone": pb.FATE_GONE,
+}
+"""What became of an answer; that it was accepted in part shows in how much of it was."""
+MAX_FATES = 1000
 SOURCES: dict[Source, pb.Source] = {
     "model": pb.SOURCE_MODEL,
     "session": pb.SOURCE_SESSION,
+    "prefetch": pb.SOURCE_PREFETCH,
     "memory": pb.SOURCE_MEMORY,
     "type-through": pb.SOURCE_TYPE_THROUGH,
     "shared": pb.SOURCE_SHARED,
@@ -50,6 +68,39 @@ def decode_request(message: bytes) -> CompletionRequest:
         session_id=request.session_id,
         is_fresh=request.fresh,
     )
+
+
+def decode_feedback(message: bytes) -> list[tuple[str, SuggestionEvent, int]]:
+    """Read a `FeedbackRequest`: names of requests, what became of their answers, how many characters were taken.
+
+    Raises InvalidRequestError.
+    """
+    try:
+        fates = pb.FeedbackRequest.FromString(message).fates
+    except DecodeError as error:
+        raise InvalidRequestError(
+            f"the message of {len(message)} bytes is not a FeedbackRequest ({error}); expected protobuf as in "
+            "completion.proto with valid UTF-8"
+        ) from None
+    if len(fates) > MAX_FATES:
+        raise InvalidRequestError(f"{len(fates):,} fates were told at once; expected at most {MAX_FATES:,}; send fewer")
+    events = {value: event for event, value in FATES.items()}
+    for number, fate in enumerate(fates):
+        if fate.fate not in events:
+            raise InvalidRequestError(
+                f"fates[{number}].fate is {fate.fate}; expected one of {', '.join(pb.Fate.keys()[1:])}; "
+                "leave it out, or use a newer server"
+            )
+    return [(fate.request_id, events[fate.fate], fate.accepted_chars) for fate in fates]
+
+
+def encode_fate(request_id: str, event: SuggestionEvent, num_accepted: int) -> pb.FeedbackRequest:
+    """Write a `FeedbackRequest` with one fate; raises InvalidRequestError for values that no field can hold."""
+    try:
+        fate = pb.SuggestionFate(request_id=request_id, fate=FATES[event], accepted_chars=num_accepted)
+        return pb.FeedbackRequest(fates=[fate])
+    except (KeyError, ValueError, TypeError) as error:
+        raise _unsendable(error) from None
 
 
 def decode_event(message: bytes) -> pb.SessionEvent:

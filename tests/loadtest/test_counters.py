@@ -60,7 +60,15 @@ def test_this_products_counters_are_read() -> None:
     with InProcessServer(engine, metrics_port=port) as server, Client(server.address) as client:
         client.complete("78", max_tokens=3)
         reading = asyncio.run(CounterSource(f"http://127.0.0.1:{port}/metrics").read_idle())
-    assert reading == Reading(num_computed_tokens=5, num_open=0)
+    ahead = dict.fromkeys(("prefetch_tokens", "prefetch_used_tokens", "accepts", "accepts_continued_without_model"), 0)
+    assert reading == Reading(num_computed_tokens=5, num_open=0, ahead=ahead)
+
+
+def test_counters_of_work_ahead_are_added_up_over_their_labels() -> None:
+    names = ("cloudcomplete_computed_tokens_total", "cloudcomplete_num_requests_in_flight")
+    page = "".join(f"{name} 3\n" for name in (*names, "cloudcomplete_num_requests_running"))
+    page += 'cloudcomplete_prefetches_total{kind="key"} 4\ncloudcomplete_prefetches_total{kind="accept"} 1\n'
+    assert Reading.parse(page) == Reading(num_computed_tokens=3, num_open=6, ahead={"prefetches": 5})
 
 
 def test_llamas_counters_are_added_up() -> None:

@@ -23,8 +23,10 @@ from server.errors import (
     RequestCancelledError,
     UnavailableError,
 )
+from server.feedback import Feedback
 from server.lifecycle import Lifecycle
 from server.metrics import Metrics
+from server.predictor import Guess
 from server.repositories import Repositories
 from server.sessions import Sessions
 from server.types import CompletionRequest, SamplingOptions
@@ -40,11 +42,21 @@ class Rig:
         self.lifecycle = Lifecycle()
         self.lifecycle.open(engine)
         self.admission = Admission(config)
-        metrics = Metrics(self.lifecycle, self.admission)
+        self.metrics = metrics = Metrics(self.lifecycle, self.admission)
         self.sessions = Sessions(config)
         answers = Answers(cache, least_chars=config.session_least_chars)
+        self.feedback = Feedback(config, metrics)
+        self.guesses: list[Guess] = []
+        self.feedback.note_guess = self.guesses.append  # type: ignore[method-assign]
         self.completer = Completer(
-            config, self.lifecycle, self.admission, metrics, self.sessions, answers, Repositories(config)
+            config,
+            self.lifecycle,
+            self.admission,
+            metrics,
+            self.sessions,
+            answers,
+            Repositories(config),
+            feedback=self.feedback,
         )
 
     def ask(
@@ -75,7 +87,7 @@ def play(
     engine = CountingEngine(is_gated=is_gated, num_slots=num_slots, max_waiting=max_waiting)
 
     async def run() -> None:
-        rig = Rig(engine, config or ServerConfig(chunk_interval_s=0.0))
+        rig = Rig(engine, config or ServerConfig(chunk_interval_s=0.0, prefetch=False))
         await scenario(rig)
         await rig.on_thread(engine.wait_until_empty)
         assert rig.admission.num_in_flight == 0

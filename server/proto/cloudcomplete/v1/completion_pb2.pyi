@@ -21,6 +21,16 @@ class Source(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SOURCE_MEMORY: _ClassVar[Source]
     SOURCE_TYPE_THROUGH: _ClassVar[Source]
     SOURCE_SHARED: _ClassVar[Source]
+    SOURCE_PREFETCH: _ClassVar[Source]
+
+class Fate(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FATE_UNSPECIFIED: _ClassVar[Fate]
+    FATE_SHOWN: _ClassVar[Fate]
+    FATE_ACCEPTED: _ClassVar[Fate]
+    FATE_REJECTED: _ClassVar[Fate]
+    FATE_KEPT: _ClassVar[Fate]
+    FATE_GONE: _ClassVar[Fate]
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -30,6 +40,13 @@ SOURCE_SESSION: Source
 SOURCE_MEMORY: Source
 SOURCE_TYPE_THROUGH: Source
 SOURCE_SHARED: Source
+SOURCE_PREFETCH: Source
+FATE_UNSPECIFIED: Fate
+FATE_SHOWN: Fate
+FATE_ACCEPTED: Fate
+FATE_REJECTED: Fate
+FATE_KEPT: Fate
+FATE_GONE: Fate
 
 class CompleteRequest(_message.Message):
     __slots__ = ("request_id", "prefix", "suffix", "path", "language", "context", "sampling", "session_id", "fresh")
@@ -212,6 +229,30 @@ class Problem(_message.Message):
     needs_text: bool
     retry_after_ms: int
     def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., needs_text: _Optional[bool] = ..., retry_after_ms: _Optional[int] = ...) -> None: ...
+
+class FeedbackRequest(_message.Message):
+    __slots__ = ("fates",)
+    FATES_FIELD_NUMBER: _ClassVar[int]
+    fates: _containers.RepeatedCompositeFieldContainer[SuggestionFate]
+    def __init__(self, fates: _Optional[_Iterable[_Union[SuggestionFate, _Mapping]]] = ...) -> None: ...
+
+class SuggestionFate(_message.Message):
+    __slots__ = ("request_id", "fate", "accepted_chars")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    FATE_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_CHARS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    fate: Fate
+    accepted_chars: int
+    def __init__(self, request_id: _Optional[str] = ..., fate: _Optional[_Union[Fate, str]] = ..., accepted_chars: _Optional[int] = ...) -> None: ...
+
+class FeedbackReply(_message.Message):
+    __slots__ = ("counted", "unknown_request_ids")
+    COUNTED_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_REQUEST_IDS_FIELD_NUMBER: _ClassVar[int]
+    counted: int
+    unknown_request_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, counted: _Optional[int] = ..., unknown_request_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("prompt_tokens", "reused_tokens", "generated_tokens", "dropped_tokens")

@@ -44,6 +44,11 @@ class CompletionServiceStub:
                 request_serializer=server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.SessionEvent.SerializeToString,
                 response_deserializer=server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.SessionUpdate.FromString,
                 _registered_method=True)
+        self.Feedback = channel.unary_unary(
+                '/cloudcomplete.v1.CompletionService/Feedback',
+                request_serializer=server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.FeedbackRequest.SerializeToString,
+                response_deserializer=server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.FeedbackReply.FromString,
+                _registered_method=True)
 
 
 class CompletionServiceServicer:
@@ -72,6 +77,14 @@ class CompletionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Feedback(self, request, context):
+        """Tells what became of answers to `Complete`. Status codes: INVALID_ARGUMENT for a fate that this server does not know
+        and for more than 1,000 of them; then none of them is counted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CompletionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -84,6 +97,11 @@ def add_CompletionServiceServicer_to_server(servicer, server):
                     servicer.Session,
                     request_deserializer=server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.SessionEvent.FromString,
                     response_serializer=server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.SessionUpdate.SerializeToString,
+            ),
+            'Feedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Feedback,
+                    request_deserializer=server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.FeedbackRequest.FromString,
+                    response_serializer=server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.FeedbackReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -140,6 +158,33 @@ class CompletionService:
             '/cloudcomplete.v1.CompletionService/Session',
             server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.SessionEvent.SerializeToString,
             server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.SessionUpdate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Feedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/cloudcomplete.v1.CompletionService/Feedback',
+            server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.FeedbackRequest.SerializeToString,
+            server_dot_proto_dot_cloudcomplete_dot_v1_dot_completion__pb2.FeedbackReply.FromString,
             options,
             channel_credentials,
             insecure,
