@@ -174,4 +174,4 @@ def test_reflection_lists_and_describes_the_service(channel: grpc.Channel) -> No
 def test_the_contract_has_the_service_under_the_name_that_is_served() -> None:
     [service] = pb.DESCRIPTOR.services_by_name.values()
     assert service.full_name == wire.SERVICE_NAME
-    assert [method.name for method in service.methods] == ["Complete", "Session"]
+    assert [method.name for method in service.methods] == ["Complete", "Session", "Feedback"]
