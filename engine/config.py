@@ -8,6 +8,8 @@ import msgspec
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one engine runs."""
 
+    num_replicas: int = 1
+    """Separate engines at start, each with its own KV; a session stays with one. More can be added while serving."""
     num_slots: int = 16
     """Sequences that can run at once; each slot holds the KV of one."""
     max_context: int = 0

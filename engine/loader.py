@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import jax.numpy as jnp
 from engine.config import EngineConfig
 from engine.costs import StepCosts
 from engine.engine import Engine
+from engine.errors import ConfigError
 from engine.fim import FimTemplate
 from engine.model.config import ModelConfig
 from engine.paths import Paths, choose_paths
 from engine.plan import EnginePlan, resolve
-from engine.programs import keep_compiled_programs
+from engine.programs import Programs, keep_compiled_programs
+from engine.replicas import Replicas
 from engine.runner import DeviceRunner
 from engine.thread import EngineThread
 from engine.tokenizer import Tokenizer
@@ -38,18 +41,62 @@ def load_engine(
 
     Blocks for seconds; raises ModelError or ConfigError.
     """
-    directory, config = model or STARTER, config or EngineConfig()
-    on_progress(f"reading the model {directory.name}")
-    model_config = read_model_config(directory)
-    plan = resolve(config, model_config)
-    tokenizer = Tokenizer.from_directory(directory)
-    template = FimTemplate.detect(tokenizer)
-    paths = choose_engine_paths(config, model_config, plan)
-    loaded = load_model(directory, dtype=jnp.dtype(plan.dtype), hold=paths.hold)
-    identity = f"{fingerprint(directory)} {plan.dtype} {plan.max_context} {paths.form} {template.name}"
-    engine = build_engine(loaded, tokenizer, template, config, plan, paths, on_progress=on_progress, identity=identity)
+    engine = EngineMaker(model, config or EngineConfig(), on_progress=on_progress).make()
     on_progress("ready")
-    return EngineThread(engine)
+    return engine
+
+
+def load_replicas(
+    model: Path | None = None,
+    config: EngineConfig | None = None,
+    *,
+    on_progress: Callable[[str], None] = logger.info,
+) -> Replicas:
+    """Do as `load_engine`, for `num_replicas` engines behind a router, which makes more of them when asked to."""
+    config = config or EngineConfig()
+    if config.num_replicas < 1:
+        raise ConfigError(f"engine.num_replicas is {config.num_replicas}; expected at least 1")
+    replicas = Replicas(EngineMaker(model, config, on_progress=on_progress).make, config.num_replicas)
+    on_progress("ready")
+    return replicas
+
+
+class EngineMaker:
+    """Reads a model once and makes engines that share its weights and compiled programs; each has its own KV."""
+
+    def __init__(self, model: Path | None, config: EngineConfig, *, on_progress: Callable[[str], None]) -> None:
+        """Read the model; raises ModelError or ConfigError."""
+        directory = model or STARTER
+        on_progress(f"reading the model {directory.name}")
+        self._config, self._on_progress = config, on_progress
+        self._model_config = read_model_config(directory)
+        plan = resolve(config, self._model_config)
+        self._tokenizer = Tokenizer.from_directory(directory)
+        self._template = FimTemplate.detect(self._tokenizer)
+        self._paths = choose_engine_paths(config, self._model_config, plan)
+        self._loaded = load_model(directory, dtype=jnp.dtype(plan.dtype), hold=self._paths.hold)
+        self._identity = (
+            f"{fingerprint(directory)} {plan.dtype} {plan.max_context} {self._paths.form} {self._template.name}"
+        )
+        self._programs = make_programs(self._loaded, self._tokenizer, plan, self._paths)
+        self._lock = threading.Lock()
+
+    def make(self, replica: int = 0) -> EngineThread:
+        """Return one more warm engine; raises ConfigError when its KV does not fit beside the others'."""
+        del replica
+        with self._lock:
+            engine = build_engine(
+                self._loaded,
+                self._tokenizer,
+                self._template,
+                self._config,
+                resolve(self._config, self._model_config),
+                self._paths,
+                on_progress=self._on_progress,
+                identity=self._identity,
+                programs=self._programs,
+            )
+        return EngineThread(engine)
 
 
 def build_engine(
@@ -62,8 +109,9 @@ def build_engine(
     *,
     on_progress: Callable[[str], None],
     identity: str = "",
+    programs: Programs | None = None,
 ) -> Engine:
-    """Compile and warm every program for a loaded model; nothing steps the engine yet."""
+    """Compile (unless given) and warm every program for a loaded model; nothing steps the engine yet."""
     logger.info(
         "%d slots of %s tokens (%.0f MB of KV), %s, %s attention, %s weights on %s",
         plan.num_slots,
@@ -74,15 +122,8 @@ def build_engine(
         paths.form,
         jax.default_backend(),
     )
-    runner = DeviceRunner(
-        graphdef=loaded.graphdef,
-        weights=loaded.weights,
-        config=loaded.config,
-        plan=plan,
-        attention=paths.attention,
-        compiler_options=paths.compiler_options,
-        num_tokens=tokenizer.num_tokens,
-    )
+    programs = programs or make_programs(loaded, tokenizer, plan, paths)
+    runner = DeviceRunner(config=loaded.config, plan=plan, programs=programs)
     costs = StepCosts(runner.warm_up(on_progress))
     return Engine(
         runner=runner,
@@ -92,6 +133,19 @@ def build_engine(
         costs=costs,
         max_waiting=config.max_waiting,
         identity=identity,
+    )
+
+
+def make_programs(loaded: LoadedModel, tokenizer: Tokenizer, plan: EnginePlan, paths: Paths) -> Programs:
+    """Return the programs of a loaded model, none of them compiled yet."""
+    return Programs(
+        graphdef=loaded.graphdef,
+        weights=loaded.weights,
+        config=loaded.config,
+        plan=plan,
+        attention=paths.attention,
+        num_tokens=tokenizer.num_tokens,
+        compiler_options=paths.compiler_options,
     )
 
 

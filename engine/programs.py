@@ -114,7 +114,7 @@ class Programs:
         compiler_options: dict[str, str | bool] | None = None,
     ) -> None:
         """`num_tokens`: ids from here to V exist in the model only, and are never chosen."""
-        self._config, self._plan, self._num_tokens = config, plan, num_tokens
+        self._config, self._plan, self.num_tokens = config, plan, num_tokens
         self._graphdef, self._attention = graphdef, attention
         self._compiler_options = compiler_options or {}
         leaves, self._treedef = jax.tree.flatten((weights, rope_table(config, plan.capacity)))
@@ -132,7 +132,7 @@ class Programs:
 
     def compile_all(self, on_progress: Callable[[str], None]) -> None:
         """Compile every program; lowering holds the interpreter, compiling does not, so threads share the work."""
-        shapes = self._plan.shapes.shapes()
+        shapes = [shape for shape in self._plan.shapes.shapes() if shape not in self._compiled]
         lowered = [self._lower(shape) for shape in shapes]
         with ThreadPoolExecutor(max_workers=4, thread_name_prefix="compile") as pool:
             compiled = pool.map(lambda program: program.compile(self._compiler_options), lowered)
@@ -195,7 +195,7 @@ class Programs:
         logits = model.logits(hidden[scored.reshape(-1)])
         place = batch.num_wanted[owner] - 1 - ahead  # 0: the first one wanted
         allowed = unpack_allowed(batch.allowed, self._config.vocab_size)[owner]
-        every = jnp.arange(self._config.vocab_size) < self._num_tokens
+        every = jnp.arange(self._config.vocab_size) < self.num_tokens
         logits = jnp.where(jnp.where((place == 0)[:, None], allowed, every), logits, NEVER)
         tokens = sample(
             logits,

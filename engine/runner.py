@@ -7,14 +7,12 @@ logit gaps.
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
-from flax import nnx
 
 from engine.errors import StepError
-from engine.model.attention import Attention
 from engine.model.config import ModelConfig
 from engine.plan import EnginePlan
 from engine.prefix_store import BlockCopy
@@ -69,23 +67,12 @@ class Runner(Protocol):
 class DeviceRunner:
     """The runner of a real model."""
 
-    def __init__(
-        self,
-        *,
-        graphdef: nnx.GraphDef[Any],
-        weights: Any,
-        config: ModelConfig,
-        plan: EnginePlan,
-        attention: Attention,
-        num_tokens: int,
-        compiler_options: dict[str, str | bool] | None = None,
-    ) -> None:
-        """`num_tokens`: ids from here to V exist in the model only, and are never chosen."""
-        self._config, self._plan = config, plan
-        self._programs = Programs(graphdef, weights, config, plan, attention, num_tokens, compiler_options)
+    def __init__(self, *, config: ModelConfig, plan: EnginePlan, programs: Programs) -> None:
+        """`programs` may serve other runners too: they hold the weights and no KV."""
+        self._config, self._plan, self._programs = config, plan, programs
         self._kv, self._store = make_kv(config, plan), make_store(config, plan)
         every = np.zeros(config.vocab_size, bool)
-        every[:num_tokens] = True
+        every[: programs.num_tokens] = True
         every_bits = np.packbits(every, bitorder="little")
         self._every = {shape: np.tile(every_bits, (shape.num_sequences, 1)) for shape in plan.shapes.shapes()}
 

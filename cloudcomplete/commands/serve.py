@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="F", type=Path, help="TOML file: [engine], [server], [cache]")
     parser.add_argument("--host", help="address to listen on; default: 127.0.0.1")
     parser.add_argument("--grpc-port", metavar="N", type=int, help="port to listen on; 0: a free one; default: 50051")
+    parser.add_argument(
+        "--replicas", metavar="N", type=int, help="separate engines, a session stays with one; default: 1"
+    )
     parser.add_argument("--port-file", metavar="F", type=Path, help="write the port to this file once it is open")
     parser.add_argument(
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override one setting; may be repeated"
@@ -50,6 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
         overrides.append(f"server.host={arguments.host}")
     if arguments.grpc_port is not None:
         overrides.append(f"server.grpc_port={arguments.grpc_port}")
+    if arguments.replicas is not None:
+        overrides.append(f"engine.num_replicas={arguments.replicas}")
     settings = load_settings(arguments.config, overrides)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     for package in ("cache", "engine", "server"):
@@ -57,9 +62,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     def load(on_progress: app.Report) -> CompletionEngine:
         on_progress("loading JAX")
-        from engine.loader import load_engine
+        from engine.loader import load_replicas
 
-        return load_engine(arguments.model, settings.engine, on_progress=on_progress)
+        return load_replicas(arguments.model, settings.engine, on_progress=on_progress)
 
     cache = CompletionCache(settings.cache) if settings.cache.is_enabled else None
 

@@ -5,7 +5,7 @@ import pytest
 
 from engine.config import EngineConfig
 from engine.errors import ConfigError, ModelConfigError
-from engine.loader import compile_cache_directory, load_engine
+from engine.loader import compile_cache_directory, load_engine, load_replicas
 from engine.types import Request, SamplingParams
 from tests.engine.conftest import TINY_MODEL
 from tests.engine.test_thread import Waiter
@@ -41,6 +41,24 @@ def test_a_model_runs_with_int8_weights(config, products: str) -> None:
         assert complete(engine) == complete(engine)
     finally:
         engine.close(timeout_s=5)
+
+
+def test_replicas_share_the_weights_and_can_be_added_while_they_run(config) -> None:
+    engine = load_engine(TINY_MODEL, config)
+    replicas = load_replicas(TINY_MODEL, msgspec.structs.replace(config, num_replicas=2))
+    try:
+        replicas.add()
+        expected = complete(engine)
+        assert [complete(replicas) for _ in range(4)] == [expected] * 4
+        assert replicas.identity == engine.identity
+    finally:
+        engine.close(timeout_s=5)
+        replicas.close(timeout_s=5)
+
+
+def test_less_than_one_replica_is_refused(config) -> None:
+    with pytest.raises(ConfigError, match=r"engine.num_replicas is 0; expected at least 1"):
+        load_replicas(TINY_MODEL, msgspec.structs.replace(config, num_replicas=0))
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path, config) -> None:

@@ -17,6 +17,7 @@ from engine.model.matrix import Form, hold
 from engine.model.transformer import attend_causally
 from engine.plan import resolve
 from engine.prefix_store import BlockCopy
+from engine.programs import Programs
 from engine.runner import Choice, DeviceRunner, Row
 from engine.shapes import ShapeFamily
 from engine.types import SamplingParams
@@ -43,10 +44,10 @@ def make_runner(attention, form: Form = "plain") -> DeviceRunner:
         is_matrix = path[-1] in ("kernel", "embedding")
         return hold(parameter, form, is_table=path[-1] == "embedding") if is_matrix else parameter
 
-    runner = DeviceRunner(
+    runner = DeviceRunner(config=MODEL, plan=PLAN, programs=Programs(
         graphdef=LOADED.graphdef, weights=random_model(MODEL, seed=3, dtype=jnp.float32, hold=keep).weights,
         config=MODEL, plan=PLAN, attention=attention, num_tokens=NUM_TOKENS,
-    )  # fmt: skip
+    ))  # fmt: skip
     runner.warm_up(lambda message: None)
     return runner
 
@@ -127,10 +128,10 @@ def test_models_of_every_family_continue_as_the_reference_implementation_does(na
     plan = resolve(
         EngineConfig(num_slots=1, prefill_chunk=16, prefix_store_mb=0), loaded.config, available_bytes=1 << 30
     )
-    runner = DeviceRunner(
+    runner = DeviceRunner(config=loaded.config, plan=plan, programs=Programs(
         graphdef=loaded.graphdef, weights=loaded.weights, config=loaded.config, plan=plan, attention=attention,
         num_tokens=loaded.config.vocab_size,
-    )  # fmt: skip
+    ))  # fmt: skip
     for end in (5, 25, 40, 64):
         assert prefill(runner, 0, tokens[:end], chunk=16, shapes=plan.shapes) == logits[end - 1].argmax()
     prefill(runner, 0, tokens[:30], chunk=16, shapes=plan.shapes)
@@ -273,10 +274,10 @@ def test_nothing_is_compiled_after_warm_up(runner) -> None:
 
 
 def test_a_program_that_was_not_compiled_ahead_is_counted() -> None:
-    cold = DeviceRunner(
+    cold = DeviceRunner(config=MODEL, plan=PLAN, programs=Programs(
         graphdef=LOADED.graphdef, weights=LOADED.weights, config=MODEL, plan=PLAN, attention=xla_attention,
         num_tokens=NUM_TOKENS,
-    )  # fmt: skip
+    ))  # fmt: skip
     assert run_rows(cold, [Row(0, 0, [5], GREEDY, 0)])[0][0].token == reference([5], 1)[0]
     assert cold.num_recompiles == 1
 
