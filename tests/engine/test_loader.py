@@ -44,15 +44,13 @@ def test_a_model_runs_with_int8_weights(config, products: str) -> None:
 
 
 def test_replicas_share_the_weights_and_can_be_added_while_they_run(config) -> None:
-    engine = load_engine(TINY_MODEL, config)
     replicas = load_replicas(TINY_MODEL, msgspec.structs.replace(config, num_replicas=2))
     try:
         replicas.add()
-        expected = complete(engine)
-        assert [complete(replicas) for _ in range(4)] == [expected] * 4
-        assert replicas.identity == engine.identity
+        assert len({complete(replicas) for _ in range(4)}) == 1
+        assert replicas.stats().num_recompiles == 0
+        assert replicas.identity
     finally:
-        engine.close(timeout_s=5)
         replicas.close(timeout_s=5)
 
 
