@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format proto structure starter clean
+.PHONY: help demo test check format proto structure starter loadtest clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -40,6 +40,14 @@ structure: $(INSTALLED) ## write the list of modules in docs/structure.md from t
 
 starter: $(INSTALLED) ## gather the corpus and train the starter model (hours on a CPU; can be interrupted and resumed)
 	$(BIN)/python -m engine.training all
+
+TRACE ?= ../shared/data/editing-traces/sveltecomponent.json.gz
+ARRIVALS ?= ../shared/data/azure-llm-code/trace.csv
+USERS ?= 4
+SECONDS ?= 300
+
+loadtest: $(INSTALLED) ## five minutes of typing and bursts against a server that is started for it (TRACE, ARRIVALS, USERS, SECONDS)
+	$(BIN)/python -m cloudcomplete loadtest mixed --users $(USERS) --seconds $(SECONDS) --trace $(TRACE) --arrivals $(ARRIVALS)
 
 clean: ## remove the environment and what tools left behind
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cloudcomplete.commands import bench, cache, complete, evaluate, index, info, partition, replay, serve
+from cloudcomplete.commands import bench, cache, complete, evaluate, index, info, loadtest, partition, replay, serve
 
-COMMANDS = (serve, complete, evaluate, replay, info, partition, cache, index, bench)
+COMMANDS = (serve, complete, evaluate, replay, loadtest, info, partition, cache, index, bench)
 
 
 class _Parser(argparse.ArgumentParser):
