@@ -37,7 +37,7 @@ def read_arrivals(path: Path) -> list[Arrival]:
     header, lines = _read(path)
     if header != _REQUESTS:
         raise TraceError(f"{path} is no trace of requests: expected the header {','.join(_REQUESTS)}, got {header}")
-    arrivals = []
+    arrivals: list[Arrival] = []
     began: datetime | None = None
     for number, cells in lines:
         try:
@@ -94,7 +94,7 @@ def window(arrivals: Sequence[Arrival], *, begin_s: float, duration_s: float, ra
     there are about twice as many requests in the same time, in the same bursts.
     """
     lap_s = arrivals[-1].at_s * (1 + 1 / len(arrivals)) if len(arrivals) > 1 else 1.0
-    chosen = []
+    chosen: list[Arrival] = []
     first = next((index for index, arrival in enumerate(arrivals) if arrival.at_s >= begin_s % lap_s), 0)
     index = first
     while True:

@@ -142,7 +142,6 @@ class PatientUser(_Driven):
     """See `users.PatientUser`."""
 
 
-@events.init_command_line_parser.add_listener
 def declare_options(parser: Any) -> None:
     """Declare what a scenario needs to know."""
     names = ", ".join(f"{scenario.name} ({scenario.loop} loop)" for scenario in SCENARIOS.values())
@@ -161,7 +160,6 @@ def declare_options(parser: Any) -> None:
     parser.add_argument("--result", default="", help="file for the figures, as JSON")
 
 
-@events.init.add_listener
 def set_up(environment: Any, runner: Any, **_: Any) -> None:
     """Choose the scenario's users and shape; refuse what cannot work before anything is asked."""
     options = environment.parsed_options
@@ -182,7 +180,6 @@ def set_up(environment: Any, runner: Any, **_: Any) -> None:
     watch = _Workers(runner, options.expect_workers if options.master else 0)
     gevent.spawn(watch.look)
 
-    @environment.events.quitting.add_listener
     def conclude(environment: Any, **_: Any) -> None:
         problems = watch.problems()
         if options.result:
@@ -190,6 +187,8 @@ def set_up(environment: Any, runner: Any, **_: Any) -> None:
         for problem in problems:
             print(f"loadtest: {problem}", flush=True)  # noqa: T201
         environment.process_exit_code = 1 if problems else 0  # failed requests are figures
+
+    environment.events.quitting.add_listener(conclude)
 
 
 class _Workers:
@@ -247,3 +246,7 @@ def _make_shape(options: Any, runner: Any) -> LoadTestShape:
     traced = Traced()
     traced.runner = runner
     return traced
+
+
+events.init_command_line_parser.add_listener(declare_options)
+events.init.add_listener(set_up)
