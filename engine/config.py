@@ -16,10 +16,17 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Most tokens per sequence, prompt and completion together; 0: what the model was made for, at most 8192."""
     max_waiting: int = 256
     """Requests that may wait for a slot; one more is refused."""
+    max_slowdown: float = 2.0
+    """Interactive requests are refused as long as they would be slower than this times what they are alone (95th
+    percentiles); 0: only `max_waiting` bounds them."""
+    unhurried_s: float = 0.1
+    """Seconds below which no request counts as slow."""
     prefill_chunk: int = 256
     """Prompt tokens computed in one step, so that running sequences never wait for a whole prompt."""
     drafts: bool = True
     """Verify text that is likely to come next, several tokens in one step, where that was measured to pay."""
+    reuse_kv: bool = True
+    """Use KV of earlier requests; off only to measure what that is worth."""
     prefix_store_mb: int = 256
     """Memory for KV of prompts whose slot was given up, in MB (10^6 bytes); 0: none is kept."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -23,6 +23,7 @@ from engine.errors import EngineClosedError, QueueFullError, RequestError, StepE
 from engine.fim import FimTemplate, build_prompt
 from engine.plan import EnginePlan
 from engine.prefix_store import PrefixStore
+from engine.room import Place, Room
 from engine.runner import Choice, Row, Runner
 from engine.scheduler import Ended, PlannedRow, Scheduler, StepPlan
 from engine.sequence import Sequence
@@ -54,9 +55,11 @@ class Engine:
         plan: EnginePlan,
         costs: StepCosts,
         max_waiting: int,
+        max_slowdown: float = 0.0,
+        unhurried_s: float = 0.0,
         identity: str = "",
     ) -> None:
-        """`identity` names all that decides an answer besides the request."""
+        """`identity` names all that decides an answer besides the request; for the others see `EngineConfig`."""
         self.identity = identity
         self._runner, self._tokenizer, self._template = runner, tokenizer, template
         self.plan, self.costs, self._max_waiting = plan, costs, max_waiting
@@ -71,12 +74,22 @@ class Engine:
             prefix_store=self._prefix_store,
             drafting=self._drafting if plan.has_drafts else None,
             lengths=LengthController(self._acceptance, WidthCosts(costs, plan.shapes)),
+            reuses_kv=plan.reuses_kv,
         )
         self._lock = threading.Lock()
         # Guarded by the lock: what other threads hand to the stepping thread.
         self._inbox: deque[Sequence] = deque()
         self._cancels: set[str] = set()
-        self._request_ids: set[str] = set()
+        self._places: dict[str, Place] = {}
+        """What each open request holds, by its id."""
+        self._room = Room(
+            max_slowdown=max_slowdown,
+            unhurried_s=unhurried_s,
+            first=plan.num_slots,
+            most=plan.num_slots + max_waiting,
+            alone_s=_guess_alone_s(plan, costs),
+            clock=time.monotonic,
+        )
         self._is_closed = False
         # Owned by the stepping thread.
         self._counts = dict.fromkeys(_COUNTERS, 0)
@@ -87,32 +100,22 @@ class Engine:
 
     def submit(self, request: Request, sink: Sink) -> None:
         """Accept a request, or raise RequestError, QueueFullError or EngineClosedError and touch nothing."""
+        with self._lock:
+            self._check_door(request)  # what is refused costs nothing
         sequence = self._make_sequence(request, sink)
         with self._lock:
-            if self._is_closed:
-                raise EngineClosedError(
-                    "the engine is stopping; send the request to another replica or try again later"
-                )
-            if request.request_id in self._request_ids:
+            self._check_door(request)
+            if request.request_id in self._places:
                 raise RequestError(
                     f"request_id {request.request_id!r} is in use; expected one that no open request has"
                 )
-            waiting = self._num_waiting(request)
-            free = self.plan.num_slots - self._scheduler.num_running(request.priority)
-            if waiting >= self._max_waiting + free:
-                self._num_rejected += 1
-                rounds = 1 + waiting / self.plan.num_slots
-                raise QueueFullError(
-                    f"the queue is full: {waiting} requests wait and at most {self._max_waiting} may; try again later",
-                    retry_after_s=round(rounds * self._mean_service_s, 3),
-                )
             self._inbox.append(sequence)
-            self._request_ids.add(request.request_id)
+            self._places[request.request_id] = self._room.enter(request.tenant, is_bounded=_is_bounded(request))
 
     def cancel(self, request_id: str) -> None:
         """End a request at the next step; ids that are unknown or already ended are ignored."""
         with self._lock:
-            if request_id in self._request_ids:
+            if request_id in self._places:
                 self._cancels.add(request_id)
 
     def stats(self) -> EngineStats:
@@ -214,6 +217,29 @@ class Engine:
             sources=self._drafting.begin(prompt.tokens, tenant=request.tenant, given=prompt.draft),
         )
 
+    def _check_door(self, request: Request) -> None:
+        """Raise EngineClosedError or QueueFullError when a request may not come in; only with the lock held."""
+        if self._is_closed:
+            raise EngineClosedError("the engine is stopping; send the request to another replica or try again later")
+        waiting = self._num_waiting(request)
+        free = self.plan.num_slots - self._scheduler.num_running(request.priority)
+        if waiting >= self._max_waiting + free:
+            self._num_rejected += 1
+            rounds = 1 + waiting / self.plan.num_slots
+            raise QueueFullError(
+                f"the queue is full: {waiting} requests wait and at most {self._max_waiting} may; try again later",
+                retry_after_s=round(rounds * self._mean_service_s, 3),
+            )
+        retry_after_s = self._room.retry_after_s(request.tenant) if _is_bounded(request) else None
+        if retry_after_s is not None:
+            self._num_rejected += 1
+            raise QueueFullError(
+                f"{self._room.num_in_hand} requests are in hand, and one more would be answered too late; expected at "
+                f"most {self._room.limit}, fairly shared by tenants; try again in {retry_after_s:.2f} s, ask at "
+                "background priority, or raise engine.max_slowdown",
+                retry_after_s=retry_after_s,
+            )
+
     def _num_waiting(self, request: Request) -> int:
         """Count what waits before a new request: nothing of lower priority keeps it out."""
         rank = PRIORITIES.index(request.priority)
@@ -293,8 +319,8 @@ class Engine:
         usage = sequence.usage()
         request_id = sequence.request.request_id
         with self._lock:
-            self._request_ids.discard(request_id)
             self._cancels.discard(request_id)
+            self._room.leave(self._places.pop(request_id), ended.state, usage)
         self._counts[ended.state] += 1
         if self.plan.has_drafts and sequence.started_at:
             self._corpora.add(
@@ -307,3 +333,15 @@ class Engine:
             self._mean_service_s += 0.1 * (usage.total_s - usage.queue_s - self._mean_service_s)
         finish = Finish(state=ended.state, reason=ended.reason, usage=usage, error=ended.error)
         sequence.sink(Output(request_id=request_id, text=text, logit_gap=sequence.take_logit_gap(), finish=finish))
+
+
+def _is_bounded(request: Request) -> bool:
+    """Tell what somebody waits for: only that is refused for being too late."""
+    return request.priority == PRIORITIES[0] and not request.is_fresh
+
+
+def _guess_alone_s(plan: EnginePlan, costs: StepCosts) -> float:
+    """Return about what a request takes that has the engine to itself: half a context of prompt and 32 tokens."""
+    chunk = plan.shapes.chunk_buckets[-1]
+    num_chunks = max(1, plan.max_context // 2 // chunk)
+    return num_chunks * costs.seconds(plan.shapes.for_chunk(chunk)) + 32 * costs.seconds(plan.shapes.for_rows(1, 1))

@@ -132,6 +132,8 @@ def build_engine(
         plan=plan,
         costs=costs,
         max_waiting=config.max_waiting,
+        max_slowdown=config.max_slowdown,
+        unhurried_s=config.unhurried_s,
         identity=identity,
     )
 

@@ -37,6 +37,8 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     token_healing: bool
     """Whether the last token before the cursor is left to the model."""
+    reuses_kv: bool = True
+    """Whether prompts begin with what earlier ones left."""
     kv_bytes: int
     """Size of the resident KV and of the prefix store."""
 
@@ -52,6 +54,8 @@ def resolve(config: EngineConfig, model: ModelConfig, *, available_bytes: int | 
         ("prefill_chunk", config.prefill_chunk, 16),
         ("max_context", config.max_context, 0),
         ("prefix_store_mb", config.prefix_store_mb, 0),
+        ("max_slowdown", config.max_slowdown, 0),
+        ("unhurried_s", config.unhurried_s, 0),
     ):
         if value < least:
             raise ConfigError(f"engine.{name} is {value}; expected at least {least}")
@@ -91,6 +95,7 @@ def resolve(config: EngineConfig, model: ModelConfig, *, available_bytes: int | 
         has_drafts=config.drafts,
         dtype=dtype,
         token_healing=config.token_healing,
+        reuses_kv=config.reuse_kv,
         kv_bytes=config.num_slots * slot_bytes + num_blocks * BLOCK_TOKENS * token_bytes,
     )
 

@@ -5,6 +5,8 @@
 **Who runs.** Sequences of the highest priority that there are; the others stand still, and lose their slot
 (`preempt`) when one of higher priority needs it. Work done ahead of a request never delays one.
 
+Among equals tenants take turns: a slot goes to the one that has the fewest.
+
 **What a step computes.** One token of every sequence that decodes, and the draft behind it where that pays; the short
 tails of prompts, which is what a keystroke leaves, side by side as rows; and one chunk of the longest-waiting long
 prompt. While others decode, the chunk is the largest that makes a step at most `_STALL` times as slow as without it, so
@@ -15,7 +17,7 @@ waiting one none; a sequence leaves in exactly one of the states finished, cance
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -86,8 +88,10 @@ class Scheduler:
         prefix_store: PrefixStore,
         drafting: Drafting | None,
         lengths: LengthController,
+        reuses_kv: bool = True,
     ) -> None:
-        """`drafting`: None for none."""
+        """`drafting`: None for none; `reuses_kv`: whether prompts begin with what earlier ones left."""
+        self._reuses_kv = reuses_kv
         self._slots = SlotTable(num_slots)
         self._shapes, self._costs, self._prefix_store = shapes, costs, prefix_store
         self._drafting, self._lengths = drafting, lengths
@@ -113,8 +117,8 @@ class Scheduler:
         saves: list[BlockCopy] = []
         loads: list[BlockCopy] = []
         for priority in PRIORITIES:
-            while self._waiting[priority] and self._admit(self._waiting[priority][0], saves, loads):
-                self._waiting[priority].popleft()
+            while self._waiting[priority] and self._admit(chosen := self._choose(priority), saves, loads):
+                self._waiting[priority].remove(chosen)
         return StepPlan(saves, loads, self._plan_runs())
 
     def cancel(self, request_id: str) -> Ended | None:
@@ -159,16 +163,22 @@ class Scheduler:
         for queue in self._waiting.values():
             yield from queue
 
+    def _choose(self, priority: Priority) -> Sequence:
+        """Return who is next: of the tenant with the fewest running sequences the one that waits for longest."""
+        running = Counter(sequence.request.tenant for sequence in self._running)
+        return min(self._waiting[priority], key=lambda sequence: running[sequence.request.tenant])
+
     def _admit(self, sequence: Sequence, saves: list[BlockCopy], loads: list[BlockCopy]) -> bool:
         """Give a sequence a slot, one of lower priority's if need be; False: there is none."""
         if len(self._running) == self._slots.num_slots and not self._preempt_for(sequence.request.priority):
             return False
         request, tokens = sequence.request, sequence.token_array()
-        grant = self._slots.acquire(tokens, request.tenant, request.session, may_reuse=not request.is_fresh)
+        may_reuse = self._reuses_kv and not request.is_fresh
+        grant = self._slots.acquire(tokens, request.tenant, request.session, may_reuse=may_reuse)
         assert grant is not None, "fewer running sequences than slots, yet none is free"
         slot, num_reused, displaced, displaced_tenant = grant
         store = self._prefix_store
-        found = [] if request.is_fresh else store.match(slot, tokens, request.tenant, start=num_reused)
+        found = [] if not may_reuse else store.match(slot, tokens, request.tenant, start=num_reused)
         kept = frozenset(copy.block for copy in (*found, *loads))
         saves += store.save(slot, displaced, displaced_tenant, start=num_reused, kept=kept)
         if found:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Self, TypedDict, Unpack
 
 import grpc
@@ -228,7 +229,7 @@ class ClientSession:
 class AsyncClientSession:
     """One open document: tells the server what happens to it, and iterates over how its suggestions stand.
 
-    As `ClientSession`, on an event loop; events may be sent while another task iterates.
+    As `ClientSession`, on an event loop; events may be sent from several tasks while another one iterates.
     """
 
     def __init__(self, start: Callable[[], Any], common: CompletionRequest, address: str) -> None:
@@ -236,6 +237,7 @@ class AsyncClientSession:
         self._is_closed = False
         self._editing = Editing(common)
         self._address = address
+        self._writing = asyncio.Lock()  # gRPC takes one message at a time; who waits keeps its place
         self._call = start()
 
     async def __aenter__(self) -> Self:
@@ -297,7 +299,8 @@ class AsyncClientSession:
 
     async def _send(self, event: pb.SessionEvent) -> int:
         try:
-            await self._call.write(event)
+            async with self._writing:
+                await self._call.write(event)
         except grpc.RpcError as error:
             raise _to_error(self._address, error) from None
         return event.seq
@@ -306,9 +309,20 @@ class AsyncClientSession:
 class Client:
     """A connection to one server, for programs that block. May be used from several threads."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Connect lazily to `host:port`. `timeout_s` is for each request; infinity leaves it to the server."""
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        tenant: str = "",
+        is_background: bool = False,
+    ) -> None:
+        """Connect lazily to `host:port`. `timeout_s` is for each request; infinity leaves it to the server.
+
+        `tenant` names whose requests these are; `is_background`: nobody waits for them.
+        """
         self.address = address
+        self._metadata = wire.encode_metadata(tenant, is_background=is_background)
         self._timeout_s = timeout_s
         self._channel = grpc.insecure_channel(address, _channel_options(address))
         self._completions = CompletionServiceStub(self._channel)
@@ -340,11 +354,14 @@ class Client:
         """Return the same text as it grows; iterating raises RequestFailedError."""
         request = wire.encode_request(_to_request(before, after, options))
         deadline_s = _to_deadline(timeout_s, self._timeout_s)
-        return CompletionStream(lambda: self._completions.Complete(request, timeout=deadline_s), self.address)
+        return CompletionStream(
+            lambda: self._completions.Complete(request, timeout=deadline_s, metadata=self._metadata), self.address
+        )
 
     def session(self, **options: Unpack[RequestOptions]) -> ClientSession:
         """Return a session for one document, to be used in a `with`; `options` hold for all its suggestions."""
-        return ClientSession(self._completions.Session, _to_common(options), self.address)
+        start = partial(self._completions.Session, metadata=self._metadata)
+        return ClientSession(start, _to_common(options), self.address)
 
     def tell(self, request_id: str, event: SuggestionEvent, *, num_accepted: int = 0) -> bool:
         """Tell what became of an answer; False: the server does not know it (any more). Raises RequestFailedError.
@@ -384,9 +401,20 @@ class Client:
 class AsyncClient:
     """A connection to one server, for programs on an event loop. Used from that loop only."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        """Connect lazily to `host:port`. `timeout_s` is for each request; infinity leaves it to the server."""
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        tenant: str = "",
+        is_background: bool = False,
+    ) -> None:
+        """Connect lazily to `host:port`. `timeout_s` is for each request; infinity leaves it to the server.
+
+        `tenant` names whose requests these are; `is_background`: nobody waits for them.
+        """
         self.address = address
+        self._metadata = wire.encode_metadata(tenant, is_background=is_background)
         self._timeout_s = timeout_s
         self._options = _channel_options(address)
         self._open_channel: grpc.aio.Channel | None = None
@@ -424,7 +452,8 @@ class AsyncClient:
     def session(self, **options: Unpack[RequestOptions]) -> AsyncClientSession:
         """Return a session for one document, to be used in an `async with`; `options` hold for all its suggestions."""
         stub = CompletionServiceStub(self._channel())
-        return AsyncClientSession(stub.Session, _to_common(options), self.address)
+        start = partial(stub.Session, metadata=self._metadata)
+        return AsyncClientSession(start, _to_common(options), self.address)
 
     async def tell(self, request_id: str, event: SuggestionEvent, *, num_accepted: int = 0) -> bool:
         """Tell what became of an answer; False: the server does not know it (any more). Raises RequestFailedError.
@@ -473,7 +502,7 @@ class AsyncClient:
         self, request: pb.CompleteRequest, deadline_s: float | None, ended: list[Completion]
     ) -> AsyncGenerator[str, None]:
         parts: list[CompletionPart] = []
-        call = CompletionServiceStub(self._channel()).Complete(request, timeout=deadline_s)
+        call = CompletionServiceStub(self._channel()).Complete(request, timeout=deadline_s, metadata=self._metadata)
         try:
             async for chunk in call:
                 parts.append(wire.decode_part(chunk))

@@ -87,7 +87,7 @@ class Completer:
         began_s = loop.time()
         with ExitStack() as leaving, self._admission.place():
             session = None
-            if request.session_id and not request.is_fresh:
+            if request.session_id and not request.is_fresh and self._config.sessions:
                 session = self._sessions.session(tenant, request.session_id)
             is_accept = session is not None and session.is_accepted_at(request)
             found = self._find(session, request, sampling) if session is not None else None

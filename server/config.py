@@ -37,6 +37,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     trim: TrimMode = "off"
     """Where completions end: auto: at a line or a block, by what stands around the cursor; line, block; off: where the
     model ends them."""
+    sessions: bool = True
+    """Answer from what was suggested in the same session; off only to measure what that is worth."""
     session_linger_s: float = 0.25
     """Seconds that a request of a session goes on when its client has given it up: the next keystroke may adopt it."""
     session_least_chars: int = 16

@@ -13,11 +13,13 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc
+import msgspec
 
 from engine.errors import EngineError, QueueFullError
 from server import wire
+from server.admission import MAX_NAME_CHARS
 from server.completer import Completer
-from server.errors import BusyError, ServerError, grpc_code
+from server.errors import BusyError, InvalidRequestError, ServerError, grpc_code
 from server.feedback import Feedback
 from server.proto.cloudcomplete.v1 import completion_pb2 as pb
 from server.session_service import SessionService
@@ -43,8 +45,11 @@ class GrpcService:
 
     async def _complete(self, message: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
         try:
-            request = wire.decode_request(message)
-            async with aclosing(self._completer.complete(request, deadline_s=context.time_remaining())) as parts:
+            request, tenant = wire.decode_request(message), _tenant(context)
+            if _is_background(context):
+                request = msgspec.structs.replace(request, is_background=True)
+            deadline_s = context.time_remaining()
+            async with aclosing(self._completer.complete(request, deadline_s=deadline_s, tenant=tenant)) as parts:
                 async for part in parts:
                     await context.write(wire.encode_part(part).SerializeToString())
         except (ServerError, EngineError) as error:
@@ -57,8 +62,9 @@ class GrpcService:
     async def _take_feedback(self, message: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
         reply = pb.FeedbackReply()
         try:
+            tenant = _tenant(context)
             for request_id, event, num_accepted in wire.decode_feedback(message):
-                if self._feedback.tell("", request_id, event, num_accepted=num_accepted):
+                if self._feedback.tell(tenant, request_id, event, num_accepted=num_accepted):
                     reply.counted += 1
                 else:
                     reply.unknown_request_ids.append(request_id)
@@ -68,9 +74,37 @@ class GrpcService:
 
     async def _session(self, messages: AsyncIterator[bytes], context: "grpc.aio.ServicerContext[bytes, bytes]") -> None:
         try:
-            await self._session_service.serve(messages, context.write)
+            await self._session_service.serve(messages, context.write, tenant=_tenant(context))
+        except ServerError as error:
+            await _abort(context, error)
+        except grpc.aio.AbortError:
+            raise
         except Exception:
             await _abort_incident(context)
+
+
+def _tenant(context: "grpc.aio.ServicerContext[bytes, bytes]") -> str:
+    """Return whose call it is, "" when it does not say; raises InvalidRequestError for a name that is none."""
+    tenant = _metadata(context, wire.TENANT_KEY)
+    if len(tenant) > MAX_NAME_CHARS or not tenant.isprintable():
+        raise InvalidRequestError(
+            f"metadata {wire.TENANT_KEY} has {len(tenant)} characters; expected at most {MAX_NAME_CHARS} printable ones"
+        )
+    return tenant
+
+
+def _is_background(context: "grpc.aio.ServicerContext[bytes, bytes]") -> bool:
+    """Tell whether nobody waits for a call; raises InvalidRequestError for a priority that clients cannot ask for."""
+    priority = _metadata(context, wire.PRIORITY_KEY)
+    if priority not in ("", "interactive", "background"):
+        raise InvalidRequestError(
+            f"metadata {wire.PRIORITY_KEY} is {priority!r}; expected interactive or background, or none"
+        )
+    return priority == "background"
+
+
+def _metadata(context: "grpc.aio.ServicerContext[bytes, bytes]", key: str) -> str:
+    return next((str(value) for name, value in context.invocation_metadata() or () if name == key), "")
 
 
 async def _abort(context: "grpc.aio.ServicerContext[bytes, bytes]", error: ServerError | EngineError) -> None:

@@ -82,6 +82,7 @@ def build_request(
         context=request.context,
         sampling=sampling,
         tenant=tenant,
+        priority="background" if request.is_background else "interactive",
         session=request.session_id,
         draft=draft,
         is_fresh=request.is_fresh,

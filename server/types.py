@@ -62,6 +62,8 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     sampling: SamplingOptions = SamplingOptions()
     session_id: str = ""
     """The same for all requests of one open file."""
+    is_background: bool = False
+    """Nobody waits for it: it runs when there is nothing else, and waits for that as long as its deadline allows."""
     is_fresh: bool = False
     """Compute everything anew, use nothing kept from earlier requests."""
 

@@ -22,6 +22,10 @@ from server.types import (
 
 SERVICE_NAME = "cloudcomplete.v1.CompletionService"
 RETRY_AFTER_KEY = "retry-after-ms"
+TENANT_KEY = "cloudcomplete-tenant"
+"""Metadata that names whose request it is. Nothing proves it: let a proxy that knows its users set it."""
+PRIORITY_KEY = "cloudcomplete-priority"
+"""Metadata: "background" for what nobody waits for, "interactive" else."""
 """Trailing metadata of RESOURCE_EXHAUSTED: milliseconds after which to try again."""
 FINISH_REASONS: dict[FinishReason, pb.FinishReason] = {
     "stop": pb.FINISH_REASON_STOP,
@@ -124,6 +128,12 @@ def decode_open(opened: pb.OpenDocument) -> CompletionRequest:
         sampling=_decode_sampling(opened.sampling),
         session_id=opened.session_id,
     )
+
+
+def encode_metadata(tenant: str, *, is_background: bool) -> tuple[tuple[str, str], ...]:
+    """Return what a call says of itself beside its message."""
+    named = ((TENANT_KEY, tenant),) if tenant else ()
+    return (*named, (PRIORITY_KEY, "background")) if is_background else named
 
 
 def encode_request(request: CompletionRequest) -> pb.CompleteRequest:

@@ -29,12 +29,15 @@ def make_plan(
     num_blocks: int = 4,
     drafts: bool = True,
     token_healing: bool = True,
+    reuses_kv: bool = True,
 ) -> EnginePlan:
     model = ModelConfig(
         family="llama", vocab_size=512, hidden_size=16, intermediate_size=16, num_layers=1, num_heads=1,
         num_kv_heads=1, head_size=16, max_context=max_context,
     )  # fmt: skip
-    config = EngineConfig(num_slots=num_slots, prefill_chunk=prefill_chunk, drafts=drafts, token_healing=token_healing)
+    config = EngineConfig(
+        num_slots=num_slots, prefill_chunk=prefill_chunk, drafts=drafts, token_healing=token_healing, reuse_kv=reuses_kv
+    )
     return msgspec.structs.replace(resolve(config, model, available_bytes=1 << 30), num_blocks=num_blocks)
 
 
@@ -95,7 +98,9 @@ def runner(ascii_ids: list[int]) -> CountingRunner:
 
 @pytest.fixture
 def make_engine(runner: CountingRunner, tokenizer: Tokenizer, template: FimTemplate) -> Callable[..., Engine]:
-    def make(*, max_waiting: int = 100, costs: dict[int, float] | None = None, **choices: int) -> Engine:
+    def make(
+        *, max_waiting: int = 100, max_slowdown: float = 0.0, costs: dict[int, float] | None = None, **choices: int
+    ) -> Engine:
         """`costs`: seconds of a step with a chunk of so many tokens; every other step takes 1 ms."""
         plan = make_plan(**choices)
         seconds = {shape: (costs or {}).get(shape.chunk, 1e-3) for shape in plan.shapes.shapes()}
@@ -106,6 +111,7 @@ def make_engine(runner: CountingRunner, tokenizer: Tokenizer, template: FimTempl
             plan=plan,
             costs=FixedCosts(seconds),
             max_waiting=max_waiting,
+            max_slowdown=max_slowdown,
         )
 
     return make

@@ -458,3 +458,35 @@ def test_whatever_happens_each_request_ends_once_and_finished_ones_are_right(
             assert expected.startswith(recorder.text)
     stats = engine.stats()
     assert stats.num_finished + stats.num_cancelled + stats.num_failed == len(taken)
+
+
+def test_an_interactive_request_without_room_is_refused_with_a_hint_and_a_background_one_waits(make_engine) -> None:
+    engine = make_engine(num_slots=1, max_slowdown=2.0)
+    submit(engine, request("first"))
+    with pytest.raises(QueueFullError) as raised:
+        submit(engine, request("second"))
+    assert raised.value.retry_after_s > 0
+    assert str(raised.value).startswith(
+        "1 requests are in hand, and one more would be answered too late; expected at most 1, fairly shared by tenants"
+    )
+    submit(engine, request("background", priority="background"))
+    run_until_idle(engine)
+    assert (engine.stats().num_finished, engine.stats().num_rejected) == (2, 1)
+
+
+def test_slots_go_to_tenants_in_turn(make_engine) -> None:
+    engine = make_engine(num_slots=2)
+    recorders = {name: submit(engine, request(name, tenant="greedy", max_tokens=4)) for name in ("1", "2", "3", "4")}
+    modest = submit(engine, request("modest", tenant="modest", max_tokens=4))
+    engine.step()
+    run_until_idle(engine)
+    ended = [recorder.finish.usage.queue_s for recorder in recorders.values()]
+    assert modest.finish.usage.queue_s <= min(ended[2:])
+
+
+def test_without_reuse_every_prompt_is_computed_whole(make_engine) -> None:
+    engine = make_engine(num_slots=1, reuses_kv=False, num_blocks=8)
+    for name in ("once", "again"):
+        recorder = submit(engine, request(name, "y = 2\n" * 30))
+        run_until_idle(engine)
+        assert recorder.finish.usage.num_reused_tokens == 0

@@ -86,12 +86,15 @@ def test_the_servers_counters_are_the_sum_of_what_answers_tell_and_of_what_was_g
     assert 0 < after.num_computed_tokens - between.num_computed_tokens < len(BEFORE) + len(AFTER) + 500
 
 
-def test_more_requests_than_slots_are_all_served(client: Client) -> None:
+def test_more_requests_than_slots_are_all_served_when_nobody_waits_for_them(address: str) -> None:
+    client = Client(address, is_background=True)
+
     def ask(number: int) -> int:
         return client.complete(f"value_{number} = ", max_tokens=8).usage.num_generated_tokens
 
     with ThreadPoolExecutor(40) as pool:
         assert all(count >= 1 for count in pool.map(ask, range(40)))
+    client.close()
 
 
 def test_requests_that_are_given_up_leave_room_for_others(address: str) -> None:
