@@ -14,17 +14,17 @@
 #if defined(__AVX512VNNI__) && defined(__AVX512F__)
 #include <immintrin.h>
 #define HAS_VNNI 1
-#define HAS_SDOT 0
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+#include <immintrin.h>
+#define HAS_SIGN 1
 #elif defined(__ARM_FEATURE_DOTPROD)
 #include <arm_neon.h>
-#define HAS_VNNI 0
-#define HAS_SDOT 1  // multiplies signed bytes: the offset is taken out before
-#else
-#if defined(__AVX2__)
-#include <immintrin.h>
+#define HAS_SDOT 1
 #endif
-#define HAS_VNNI 0
-#define HAS_SDOT 0
+#if defined(HAS_SIGN) || defined(HAS_SDOT)
+#define IS_SIGNED 1  // signed bytes are multiplied: the offset is taken out before
+#else
+#define IS_SIGNED 0
 #endif
 
 #define PANEL 64  // outputs per panel
@@ -60,7 +60,7 @@ static __attribute__((noinline)) void write_scaled_rows(const product_t *p, int6
   for (int i = 0; i < rows; i++)
     for (int o = 0; o < width; o += LANES) {
       ivec exact = *(const ivec *)(sums + i * PANEL + o);
-      if (!HAS_SDOT) exact -= *(const ivec *)(p->sums + from + o) << 7;
+      if (!IS_SIGNED) exact -= *(const ivec *)(p->sums + from + o) << 7;
       *(vec *)(scaled + i * PANEL + o) =
           __builtin_convertvector(exact, vec) * *(const vec *)(p->scales + from + o) * splat(p->row_scales[row + i]);
     }
@@ -97,11 +97,11 @@ INLINE void float_tile(const product_t *p, int64_t row, int64_t panel, int colum
 
 // Four products of bytes per lane, added up: `a` is one row's four inputs, the same in every lane.
 INLINE ivec add_products(ivec sum, const uint8_t *a, const int8_t *w) {
-#if HAS_VNNI
+#if defined(HAS_VNNI)
   int32_t four;
   memcpy(&four, a, 4);
   return (ivec)_mm512_dpbusd_epi32((__m512i)sum, _mm512_set1_epi32(four), _mm512_loadu_si512(w));
-#elif HAS_SDOT
+#elif defined(HAS_SDOT)
   int32_t four;
   memcpy(&four, a, 4);
   const int8x16_t signed_four = vreinterpretq_s8_u32(vdupq_n_u32((uint32_t)four ^ 0x80808080u));
@@ -110,14 +110,14 @@ INLINE ivec add_products(ivec sum, const uint8_t *a, const int8_t *w) {
   for (int i = 0; i < LANES / 4; i++) parts[i] = vdotq_s32(parts[i], vld1q_s8(w + 16 * i), signed_four);
   memcpy(&sum, parts, sizeof(sum));
   return sum;
-#elif defined(__AVX2__) && !defined(__AVX512F__)
-  // As 16-bit numbers, whose products of two never overflow; then neighbours are added, which swaps the middle halves.
+#elif defined(HAS_SIGN)
+  // |a| * (w with a's sign): two products of at most 127 x 127 fit 16 bits, so nothing saturates.
   int32_t four;
   memcpy(&four, a, 4);
-  const __m256i x = _mm256_broadcastq_epi64(_mm_cvtepu8_epi16(_mm_cvtsi32_si128(four)));
-  const __m256i low = _mm256_madd_epi16(x, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)w)));
-  const __m256i high = _mm256_madd_epi16(x, _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(w + 16))));
-  return sum + (ivec)_mm256_permute4x64_epi64(_mm256_hadd_epi32(low, high), 0xD8);
+  const __m256i signed_four = _mm256_set1_epi32((int32_t)((uint32_t)four ^ 0x80808080u));
+  const __m256i turned = _mm256_sign_epi8(_mm256_loadu_si256((const __m256i *)w), signed_four);
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(signed_four), turned);
+  return sum + (ivec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #else
   for (int i = 0; i < LANES; i++)
     sum[i] += a[0] * w[4 * i] + a[1] * w[4 * i + 1] + a[2] * w[4 * i + 2] + a[3] * w[4 * i + 3];
