@@ -70,7 +70,7 @@ class EngineMaker:
         on_progress(f"reading the model {directory.name}")
         self._config, self._on_progress = config, on_progress
         self._model_config = read_model_config(directory)
-        plan = resolve(config, self._model_config)
+        plan = resolve(config, self._model_config, is_loaded=False)
         self._tokenizer = Tokenizer.from_directory(directory)
         self._template = FimTemplate.detect(self._tokenizer)
         self._paths = choose_engine_paths(config, self._model_config, plan)

@@ -4,6 +4,7 @@ Made once at start by `resolve`, logged once, never changed.
 """
 
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -43,10 +44,12 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
     """Size of the resident KV and of the prefix store."""
 
 
-def resolve(config: EngineConfig, model: ModelConfig, *, available_bytes: int | None = None) -> EnginePlan:
+def resolve(
+    config: EngineConfig, model: ModelConfig, *, available_bytes: int | None = None, is_loaded: bool = True
+) -> EnginePlan:
     """Join choices and facts; raises ConfigError where they cannot hold together or the KV does not fit.
 
-    `available_bytes` is the memory free for KV; measured when None.
+    `available_bytes` is the memory that is free; measured when None. Not `is_loaded`: the weights have yet to fit, too.
     """
     for name, value, least in (
         ("num_slots", config.num_slots, 1),
@@ -77,11 +80,16 @@ def resolve(config: EngineConfig, model: ModelConfig, *, available_bytes: int | 
     token_bytes = model.kv_bytes_per_token * jnp.dtype(dtype).itemsize // 4
     slot_bytes = capacity * token_bytes
     store_bytes = config.prefix_store_mb * 1_000_000
-    available = available_kv_bytes() if available_bytes is None else available_bytes
+    weights_bytes = (
+        0 if is_loaded else model.num_parameters * (1 if config.weights == "int8" else jnp.dtype(dtype).itemsize)
+    )
+    free_bytes = available_kv_bytes() if available_bytes is None else available_bytes
+    available = max(0, free_bytes - weights_bytes)
     if config.num_slots * slot_bytes + store_bytes > available:
         raise ConfigError(
             f"{config.num_slots} slots of {max_context:,} tokens need {config.num_slots * slot_bytes / 1e9:.1f} GB "
-            f"for KV and the prefix store {store_bytes / 1e9:.1f} GB, {available / 1e9:.1f} GB are free; "
+            f"for KV and the prefix store {store_bytes / 1e9:.1f} GB, {available / 1e9:.1f} GB are free"
+            f"{f' beside {weights_bytes / 1e9:.1f} GB of weights' if weights_bytes else ''}; "
             f"{max(0, available - store_bytes) // slot_bytes} slots would fit: "
             "lower engine.num_slots, engine.max_context or engine.prefix_store_mb"
         )
@@ -104,6 +112,15 @@ def available_kv_bytes() -> int:
     """Return the memory of the first device that is free now."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return _available_host_bytes()
     stats = device.memory_stats() or {}
     return int(stats.get("bytes_limit", 0)) - int(stats.get("bytes_in_use", 0))
+
+
+def _available_host_bytes() -> int:
+    """Return what can be allocated without swapping: files that the system keeps in memory make room when asked to."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,5 +1,7 @@
+import msgspec
 import pytest
 
+from engine import plan
 from engine.config import EngineConfig
 from engine.errors import ConfigError
 from engine.model.config import ModelConfig
@@ -13,16 +15,16 @@ MODEL = ModelConfig(
 
 
 def test_the_plan_joins_choices_and_facts() -> None:
-    plan = resolve(EngineConfig(num_slots=6, prefill_chunk=100), MODEL, available_bytes=1 << 30)
-    assert plan.max_context == 1000
-    assert plan.shapes.row_buckets == (1, 2, 4, 6)
-    assert plan.shapes.chunk_buckets == (32, 64, 100)
-    assert plan.capacity >= 1000 + 100
-    assert plan.num_blocks == 256_000_000 // (BLOCK_TOKENS * MODEL.kv_bytes_per_token)
-    num_positions = 6 * plan.capacity + plan.num_blocks * BLOCK_TOKENS
-    assert plan.kv_bytes == num_positions * MODEL.kv_bytes_per_token
-    assert plan.dtype == "float32"
-    assert plan.token_healing
+    resolved = resolve(EngineConfig(num_slots=6, prefill_chunk=100), MODEL, available_bytes=1 << 30)
+    assert resolved.max_context == 1000
+    assert resolved.shapes.row_buckets == (1, 2, 4, 6)
+    assert resolved.shapes.chunk_buckets == (32, 64, 100)
+    assert resolved.capacity >= 1000 + 100
+    assert resolved.num_blocks == 256_000_000 // (BLOCK_TOKENS * MODEL.kv_bytes_per_token)
+    num_positions = 6 * resolved.capacity + resolved.num_blocks * BLOCK_TOKENS
+    assert resolved.kv_bytes == num_positions * MODEL.kv_bytes_per_token
+    assert resolved.dtype == "float32"
+    assert resolved.token_healing
     assert not resolve(EngineConfig(token_healing=False), MODEL, available_bytes=1 << 30).token_healing
 
 
@@ -35,6 +37,23 @@ def test_kv_that_does_not_fit_is_refused_with_the_number_that_would() -> None:
     slot_bytes = resolve(EngineConfig(num_slots=1, prefix_store_mb=0), MODEL, available_bytes=1 << 30).kv_bytes
     with pytest.raises(ConfigError, match=r"16 slots of 1,000 tokens need .* store 1\.0 GB.* 3 slots would fit"):
         resolve(EngineConfig(prefix_store_mb=1000), MODEL, available_bytes=10**9 + int(3.5 * slot_bytes))
+
+
+def test_weights_that_are_not_loaded_yet_need_room_too() -> None:
+    model = msgspec.structs.replace(MODEL, vocab_size=1_000_000)
+    weights_bytes, config = model.num_parameters * 4, EngineConfig(num_slots=1, prefix_store_mb=0)
+    free_bytes = weights_bytes + resolve(config, model, available_bytes=1 << 30).kv_bytes
+    assert resolve(config, model, available_bytes=free_bytes, is_loaded=False).num_slots == 1
+    with pytest.raises(ConfigError, match=r"0\.0 GB are free beside 0\.3 GB of weights; 0 slots would fit"):
+        resolve(config, model, available_bytes=free_bytes - 1, is_loaded=False)
+
+
+def test_what_the_system_keeps_of_files_counts_as_free(monkeypatch, tmp_path) -> None:
+    (meminfo := tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable: 7 kB\n")
+    monkeypatch.setattr(plan, "Path", lambda _: meminfo)
+    assert plan.available_kv_bytes() == 7 * 1024
+    meminfo.unlink()
+    assert plan.available_kv_bytes() > 7 * 1024
 
 
 @pytest.mark.parametrize(("field", "value"), [("num_slots", 0), ("max_waiting", -1), ("prefill_chunk", 8)])

@@ -20,6 +20,7 @@ CRASHES = """
     if (!is_metadata_call(call)) action; \\
     return NULL; }
 KERNEL(cloudcomplete_attention, raise(SIGILL))
+KERNEL(cloudcomplete_sparse_attention, raise(SIGILL))
 KERNEL(cloudcomplete_product, raise(SIGSEGV))
 KERNEL(cloudcomplete_int8_product, return fail(call->api, "not today"))
 """
