@@ -10,9 +10,21 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cloudcomplete.commands import bench, cache, complete, evaluate, index, info, loadtest, partition, replay, serve
+from cloudcomplete.commands import (
+    bench,
+    cache,
+    complete,
+    evaluate,
+    flows,
+    index,
+    info,
+    loadtest,
+    partition,
+    replay,
+    serve,
+)
 
-COMMANDS = (serve, complete, evaluate, replay, loadtest, info, partition, cache, index, bench)
+COMMANDS = (serve, complete, evaluate, replay, loadtest, info, partition, flows, cache, index, bench)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,6 +70,7 @@ def _is_expected(error: Exception) -> bool:
     from cloudcomplete.errors import CommandError
     from engine.errors import EngineError
     from loadtest.errors import LoadtestError
+    from orchestration.flows.errors import FlowError
     from server.errors import ServerError
 
-    return isinstance(error, (CacheError, CommandError, EngineError, LoadtestError, ServerError))
+    return isinstance(error, (CacheError, CommandError, EngineError, FlowError, LoadtestError, ServerError))

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 NAME = "info"
 SUMMARY = "show a model's facts and what fits on this machine"
+_FLEETS = (100, 1_000, 10_000, 100_000, 1_000_000)
 DESCRIPTION = "Show a model's facts, the memory its KV takes, how many slots fit, the devices and the versions."
 
 
@@ -21,7 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override one setting; may be repeated"
     )
+    parser.add_argument(
+        "--plan", action="store_true", help="instead: what the model needs of GPUs and what they give (docs/scaling.md)"
+    )
+    parser.add_argument(
+        "--assume", metavar="NAME=VALUE", action="append", default=[], help="with --plan: change an assumption"
+    )
     parser.add_argument("--json", metavar="OUT", type=Path, help="also write the facts to OUT")
+    parser.set_defaults(fail=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -30,6 +38,14 @@ def run(arguments: argparse.Namespace) -> None:
     from engine.loader import STARTER
     from loadtest.report import write_json
 
+    if arguments.assume and not arguments.plan:
+        arguments.fail("--assume belongs to --plan")
+    if arguments.plan:
+        plan = plan_capacity(arguments.model or STARTER, arguments.assume)
+        print(describe_plan(plan))
+        if arguments.json is not None:
+            write_json(arguments.json, plan)
+        return
     settings = load_settings(arguments.config, arguments.set)
     facts = gather(arguments.model or STARTER, settings.engine)
     print(describe(facts))
@@ -72,6 +88,64 @@ def gather(directory: Path, config: "EngineConfig") -> dict[str, Any]:
         "machine": describe_machine() | {"devices": describe_devices()},
         "versions": describe_versions(),
     }
+
+
+def plan_capacity(directory: Path, assumed: list[str]) -> dict[str, Any]:
+    """Return what `engine/capacity.py` computes for a model whose `config.json` is there; no weights are needed."""
+    import msgspec
+
+    from engine import capacity
+    from engine.weights.load import read_model_config
+
+    model, given = read_model_config(directory), capacity.read_assumptions(assumed)
+    found = {name: capacity.layouts(model, device, given) for name, device in capacity.DEVICES.items()}
+    chosen = {name: capacity.choose_layout(some) for name, some in found.items()}
+    fleets = [
+        {"device": name, "developers": developers, "tensor": layout.tensor, "stages": layout.stages}
+        | capacity.fleet(layout, developers, given)
+        for developers in _FLEETS
+        for name, layout in chosen.items()
+    ]
+    return {
+        "model": {
+            "directory": str(directory),
+            "num_parameters": model.num_parameters,
+            "weights_bytes": model.num_parameters * given.weight_bytes,
+            "kv_bytes_per_token": model.kv_bytes_per_token / 4 * given.kv_value_bytes,
+        },
+        "devices": msgspec.to_builtins(capacity.DEVICES),
+        "assumptions": msgspec.to_builtins(given),
+        "layouts": [msgspec.to_builtins(layout) for some in found.values() for layout in some],
+        "fleets": fleets,
+    }
+
+
+def describe_plan(plan: dict[str, Any]) -> str:
+    """Return a plan as tables for a person."""
+    model, given = plan["model"], plan["assumptions"]
+    lines = [
+        f"{model['directory']}: {model['num_parameters'] / 1e9:.2f} B parameters, "
+        f"{model['weights_bytes'] / 1e9:.1f} GB; KV {model['kv_bytes_per_token'] / 1e3:,.0f} kB a token",
+        "assumed: " + ", ".join(f"{name}={value:g}" for name, value in given.items()),
+        "",
+        "one replica: GPU tensor x stages | rows | ms a token, full and alone (share that is messages) | tokens/s "
+        "decode, prefill | first token ms | developers, per GPU",
+    ]
+    for row in plan["layouts"]:
+        devices = row["tensor"] * row["stages"]
+        lines.append(
+            f"  {row['device']}  {row['tensor']} x {row['stages']} | {row['rows']:>4} | {row['token_ms']:>6.1f} "
+            f"{row['alone_token_ms']:>6.1f} ({row['hop_share']:>4.0%}) | {row['decode_tokens_per_s']:>7,.0f} "
+            f"{row['prefill_tokens_per_s']:>8,.0f} | {row['first_token_ms']:>5.0f} | {row['developers']:>6,.0f} "
+            f"{row['developers'] / devices:>6,.0f}"
+        )
+    lines += ["", "a fleet: developers | GPU tensor x stages | replicas | GPUs | hosts"]
+    for row in plan["fleets"]:
+        lines.append(
+            f"  {row['developers']:>7,} | {row['device']} {row['tensor']} x {row['stages']} | {row['replicas']:>5,} | "
+            f"{row['devices']:>6,} | {row['hosts']:>5,}"
+        )
+    return "\n".join(lines)
 
 
 def describe(facts: dict[str, Any]) -> str:

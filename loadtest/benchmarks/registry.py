@@ -17,6 +17,7 @@ from loadtest.benchmarks import (
     int8,
     keystroke,
     layout,
+    partition,
     peers,
     prefill,
     products,
@@ -59,6 +60,9 @@ BENCHMARKS = {
         Benchmark(name="int8", summary="int8 weights over float32: speed of steps and prompts", measure=int8.measure),
         Benchmark(name="keystroke", summary="one more character on a long prompt", measure=keystroke.measure),
         Benchmark(name="layout", summary="prompt tokens that a typed character costs", measure=layout.measure),
+        Benchmark(
+            name="partition", summary="7 B into stages: peak memory, a stage's reading rate", measure=partition.measure
+        ),
         Benchmark(name="peers", summary="beside llama.cpp and transformers (docs/peers.md)", measure=peers.measure),
         Benchmark(name="prefill", summary="prompt tokens per second", measure=prefill.measure),
         Benchmark(name="similarity", summary="drafts from 100,000 places of real code", measure=similarity.measure),

@@ -1,0 +1,222 @@
+"""Flows run plainly, embedded and against a server, with good parameters and bad ones."""
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from engine.errors import ConfigError
+from engine.weights import partitioning
+from engine.weights.load import load_model
+from orchestration.flows import prefect_home as home_module
+from orchestration.flows.errors import FlowInputError, PrefectServerError
+from orchestration.flows.prefect_server import LoopbackServer, is_answering
+from orchestration.flows.runs import read_parameters, run_flow
+
+pytestmark = pytest.mark.filterwarnings("default")  # Prefect's own
+
+MODEL = Path(__file__).parents[2] / "fixtures" / "models" / "untied-gqa"
+ROOT = Path(__file__).parents[3]
+
+
+def assert_published(out: Path) -> None:
+    one, other = (load_model(directory, dtype=jnp.float32).weights for directory in (out, MODEL))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.usefixtures("prefect_home")
+def test_a_flow_is_a_plain_function_too(tmp_path: Path) -> None:
+    words = [f"model={MODEL}", "stages=2", f"out={tmp_path / 'out'}"]
+    result = run_flow("partition-model", words, is_plain=True)
+    assert result["is_new"]
+    assert_published(tmp_path / "out")
+    assert not run_flow("partition-model", words, is_plain=True)["is_new"]
+
+
+def test_a_flow_runs_embedded_with_no_server(prefect_home: Path, tmp_path: Path) -> None:
+    """In a process of its own, since Prefect keeps an embedded server until the process ends."""
+    command = [sys.executable, "-m", "cloudcomplete", "flows", "run", "partition-model", "stages=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(prefect_home / "embedded")}
+    environment.pop("PREFECT_API_URL", None)
+    done = subprocess.run(
+        [*command, f"model={MODEL}", f"out={tmp_path / 'out'}"],
+        env=environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"directory               {tmp_path / 'out'}" in done.stdout
+    assert_published(tmp_path / "out")
+
+
+def run_against(server: LoopbackServer, coroutine: Any) -> Any:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: server.api_url}):
+        return asyncio.run(coroutine())
+
+
+def test_a_flow_runs_against_a_server_which_then_knows_its_tasks_and_artifacts(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    from orchestration.flows.partition_model import partition_model
+    from orchestration.flows.steps import HEAVY, limit_heavy_steps
+
+    async def run() -> None:
+        await limit_heavy_steps()
+        result = await partition_model(2, str(tmp_path / "out"), str(MODEL))
+        assert result["logits_difference"] == 0
+        with pytest.raises(ConfigError, match="99 stages are more than"):
+            await partition_model(99, str(tmp_path / "other"), str(MODEL))
+        async with get_client() as client:
+            artifacts = await client.read_artifacts()
+            assert "partition" in [artifact.key for artifact in artifacts]
+            assert (await client.read_global_concurrency_limit_by_name(HEAVY)).limit == 1
+            states = {run.name.rsplit("-", 1)[0]: run.state_name for run in await client.read_task_runs()}
+            assert states.pop("validate") in ("Completed", "Failed")
+            assert set(states.values()) <= {"Completed"}
+
+    run_against(server, run)
+    assert_published(tmp_path / "out")
+
+
+def test_a_step_is_retried_when_its_failure_may_pass_and_its_result_is_kept_by_its_arguments(
+    server: LoopbackServer, tmp_path: Path
+) -> None:
+    import prefect
+
+    from orchestration.flows.steps import step
+
+    calls: list[str] = []
+
+    @step(timeout_s=10, retries=1, is_kept=True)
+    def flaky(what: str, run_key: str) -> dict[str, str]:
+        calls.append(what)
+        if len(calls) == 1:
+            raise OSError("the disk was busy")
+        return {"what": what}
+
+    @step(timeout_s=10)
+    def wrong(what: str) -> None:
+        calls.append(what)
+        raise ValueError("wrong input stays wrong")
+
+    key = str(tmp_path)
+
+    @prefect.flow
+    async def both() -> dict[str, str]:
+        await flaky("a", key)
+        return await flaky("a", key)
+
+    @prefect.flow
+    async def fails() -> None:
+        await wrong("w")
+
+    async def run() -> None:
+        assert await both() == {"what": "a"}
+        assert await both() == {"what": "a"}
+        with pytest.raises(ValueError, match="stays wrong"):
+            await fails()
+
+    run_against(server, run)
+    assert calls == ["a", "a", "w"]
+
+
+def test_a_server_that_goes_away_in_the_middle_is_a_clear_error(
+    server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    plain = partitioning.write_stage
+    with Relay(int(server.api_url.split(":")[2].split("/")[0])) as relay:
+
+        def cut_off(*arguments: Any) -> int:
+            relay.close()
+            return plain(*arguments)
+
+        monkeypatch.setattr(partitioning, "write_stage", cut_off)
+        url = f"http://127.0.0.1:{relay.port}/api"
+        message = (
+            f"Prefect's server at {url} stopped answering in the middle of partition-model ([A-Za-z]+); expected it until "
+            "the end; start it and run the same command again: steps that were finished are not run again"
+        )
+        pattern = re.escape(message).replace(re.escape("([A-Za-z]+)"), r"\([A-Za-z]+\)")
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), pytest.raises(PrefectServerError, match=pattern):
+            run_flow("partition-model", [f"model={MODEL}", "stages=2", f"out={tmp_path / 'out'}"], api_url=url)
+
+
+class Relay:
+    """A way to a server that can be cut off."""
+
+    def __init__(self, port: int) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._to = port
+        self._open: list[socket.socket] = []
+
+    def __enter__(self) -> "Relay":
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for connection in [self._listener, *self._open]:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near = self._listener.accept()[0]
+                far = socket.create_connection(("127.0.0.1", self._to))
+                self._open += [near, far]
+                for source, target in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
+
+    @staticmethod
+    def _pump(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.usefixtures("prefect_home")
+def test_a_server_that_is_not_there_is_said_at_once() -> None:
+    assert not is_answering("http://127.0.0.1:1/api")
+    with pytest.raises(PrefectServerError, match=r"no Prefect server answers at http://127.0.0.1:1/api; expected one"):
+        run_flow("partition-model", [], api_url="http://127.0.0.1:1/api")
+
+
+def test_prefect_that_is_not_installed_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(PrefectServerError, match=r"not installed; expected it beside cloudcomplete; install it with"):
+        home_module.prepare()
+
+
+async def takes(stages: int, names: list[str] | None = None, share: float = 0.5) -> None: ...
+
+
+def test_parameters_are_read_by_their_types_and_wrong_ones_refused() -> None:
+    assert read_parameters("f", takes, ["stages=2", "share=0.25"]) == {"stages": 2, "share": 0.25}
+    with pytest.raises(FlowInputError, match=r"f got 'x=1'; expected key=value of: stages, names \(None\), share \(0"):
+        read_parameters("f", takes, ["x=1"])
+    with pytest.raises(FlowInputError, match=r"f: stages=two: Expected `int`"):
+        read_parameters("f", takes, ["stages=two"])
+    with pytest.raises(FlowInputError, match=r"f needs stages; expected key=value of"):
+        read_parameters("f", takes, [])
