@@ -55,6 +55,8 @@ class Assumptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     host_link_bytes_per_s: float = 50e9
     """Between hosts, a device's share: 400 Gbit/s."""
     devices_per_host: int = 8
+    max_devices: int = 8
+    """Of one replica; stages of a layout with more devices than a host has are on several hosts."""
     context: int = 4096
     """Tokens of a sequence in the KV cache."""
     prompt_tokens: float = 400.0
@@ -107,13 +109,13 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def layouts(model: ModelConfig, device: Device, given: Assumptions) -> list[Layout]:
-    """Return every layout of up to a host's devices, tensor a power of two, that holds the model and one sequence."""
+    """Return every layout, tensor and stages powers of two, that holds the model and one sequence."""
     found = []
-    sizes = [2**power for power in range(int(math.log2(given.devices_per_host)) + 1)]
+    sizes = [2**power for power in range(int(math.log2(given.max_devices)) + 1)]
     for tensor in sizes:
         for stages in sizes:
-            is_possible = tensor * stages <= given.devices_per_host and stages <= model.num_layers
-            if is_possible and model.num_kv_heads % tensor == 0:
+            is_possible = tensor * stages <= given.max_devices and tensor <= given.devices_per_host
+            if is_possible and stages <= model.num_layers and model.num_kv_heads % tensor == 0:
                 layout = lay_out(model, device, given, tensor=tensor, stages=stages)
                 if layout.rows >= stages:
                     found.append(layout)
@@ -174,8 +176,8 @@ def choose_layout(found: Sequence[Layout]) -> Layout:
     """
     if not found:
         raise ConfigError(
-            "the model fits no layout of one host; expected weights and one sequence within its devices' memory; "
-            "assume int8 weights (--assume weight_bytes=1), more devices_per_host, or a shorter context"
+            "the model fits no layout of so many devices; expected weights and one sequence within their memory; "
+            "assume int8 weights (--assume weight_bytes=1), more max_devices, or a shorter context"
         )
     best = max(layout.developers / layout.num_devices for layout in found)
     near = [layout for layout in found if layout.developers / layout.num_devices >= _NEARLY * best]

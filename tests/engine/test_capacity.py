@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_left_out_and_nothing_that_fits_is_an_error() -> No
     small = msgspec.structs.replace(ROUND, memory_bytes=1e6)
     assert all(layout.num_devices > 1 for layout in layouts(MODEL, small, GIVEN))
     assert layouts(MODEL, msgspec.structs.replace(ROUND, memory_bytes=1e3), GIVEN) == []
-    with pytest.raises(ConfigError, match=r"the model fits no layout of one host; expected weights and one sequence"):
+    with pytest.raises(ConfigError, match=r"the model fits no layout of so many devices; expected weights and one se"):
         choose_layout([])
 
 
@@ -85,6 +85,13 @@ def test_the_smallest_of_nearly_equal_layouts_is_chosen_and_a_fleet_has_one_to_s
     assert fleet(chosen, int(chosen.developers * 2.5), GIVEN) == {
         "replicas": 4, "devices": 4 * chosen.num_devices, "hosts": -(-4 * chosen.num_devices // 8),
     }  # fmt: skip
+
+
+def test_stages_on_several_hosts_hop_at_the_speed_between_hosts() -> None:
+    apart = msgspec.structs.replace(GIVEN, max_devices=8, devices_per_host=4, host_link_bytes_per_s=1e6)
+    near, far = (lay_out(MODEL, ROUND, given, tensor=1, stages=8) for given in (GIVEN, apart))
+    assert far.tick_ms - near.tick_ms == pytest.approx(far.rows / 8 * 200 * (1 / 1e6 - 1 / 1e9) * 1e3)
+    assert {layout.tensor for layout in layouts(MODEL, ROUND, apart)} <= {1, 2, 4}
 
 
 def test_bubbles() -> None:
