@@ -33,6 +33,7 @@ from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.predictor import Predictor
 from server.repositories import Repositories
+from server.request_log import RequestLog
 from server.session_service import SessionService
 from server.sessions import Sessions
 from server.wire import SERVICE_NAME
@@ -63,6 +64,7 @@ class App:
     answers: Answers
     feedback: Feedback
     predictor: Predictor
+    request_log: RequestLog | None
     metrics: Metrics
     health: Any
     """`grpc_health.v1.health.aio.HealthServicer`, which its type stubs do not know."""
@@ -82,6 +84,7 @@ async def build(config: ServerConfig, *, cache: CompletionCache | None = None) -
     repositories = Repositories(config)
     feedback = Feedback(config, metrics, on_accept=answers.note_accept)
     predictor = load_predictor(config)
+    request_log = open_request_log(config)
     completer = Completer(
         config,
         lifecycle,
@@ -92,6 +95,7 @@ async def build(config: ServerConfig, *, cache: CompletionCache | None = None) -
         repositories,
         predictor=predictor,
         feedback=feedback,
+        on_request=request_log.append if request_log is not None else lambda tenant, request: None,
     )
     session_service = SessionService(config, admission, completer, sessions, feedback)
     health_servicer: Any = health.aio.HealthServicer()  # type: ignore[attr-defined,unused-ignore]
@@ -113,6 +117,7 @@ async def build(config: ServerConfig, *, cache: CompletionCache | None = None) -
         answers=answers,
         feedback=feedback,
         predictor=predictor,
+        request_log=request_log,
         metrics=metrics,
         health=health_servicer,
         grpc_server=grpc_server,
@@ -162,7 +167,23 @@ async def stop(app: App, *, drain_s: float) -> bool:
     await asyncio.to_thread(app.answers.close)
     await asyncio.to_thread(app.feedback.close)
     await asyncio.to_thread(save_predictor, app.predictor, app.config)
+    if app.request_log is not None:
+        await asyncio.to_thread(app.request_log.close)
     return is_drained
+
+
+def open_request_log(config: ServerConfig) -> RequestLog | None:
+    """Return the log of requests if there is to be one; raises StartError when it cannot be written."""
+    if not config.request_log:
+        return None
+    path = Path(config.request_log).expanduser()
+    try:
+        return RequestLog(path, max_bytes=config.request_log_bytes)
+    except OSError as error:
+        raise StartError(
+            f"server.request_log is {path}, which cannot be written ({error.strerror}); expected a file in a writable "
+            "directory; choose another, or leave it empty"
+        ) from None
 
 
 def load_predictor(config: ServerConfig) -> Predictor:

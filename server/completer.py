@@ -8,7 +8,7 @@ for where it costs least: the request's session, the completion cache, then the 
 import asyncio
 import itertools
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, aclosing
 from functools import partial
 
@@ -51,8 +51,12 @@ class Completer:
         *,
         predictor: Predictor | None = None,
         feedback: Feedback | None = None,
+        on_request: Callable[[str, CompletionRequest], None] = lambda tenant, request: None,
     ) -> None:
-        """`predictor` says what is worth doing ahead, None: a new one; `feedback` hears of answers and of guesses."""
+        """`predictor` says what is worth doing ahead, None: a new one; `feedback` hears of answers and of guesses.
+
+        `on_request` hears of every request that is let in, and whose.
+        """
         self._config = config
         self._lifecycle = lifecycle
         self._admission = admission
@@ -61,6 +65,7 @@ class Completer:
         self._answers = answers
         self._repositories = repositories
         self._feedback = feedback or Feedback(config, metrics)
+        self._on_request = on_request
         self._serial = itertools.count()
         self.prefetcher = Prefetcher(
             config,
@@ -86,6 +91,7 @@ class Completer:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         with ExitStack() as leaving, self._admission.place():
+            self._on_request(tenant, request)
             session = None
             if request.session_id and not request.is_fresh and self._config.sessions:
                 session = self._sessions.session(tenant, request.session_id)

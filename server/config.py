@@ -57,6 +57,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Most bytes of these records; the oldest half goes first."""
     feedback_has_text: bool = False
     """Record the suggestions' text too, which is source code."""
+    request_log: str = ""
+    """File of what clients asked, for `flows run warm-cache`; it holds source code. "": none."""
+    request_log_bytes: int = 256 * 1024 * 1024
+    """Most bytes of that log; the oldest half goes first."""
     session_idle_s: float = 1800.0
     """Seconds without a request after which a session may be forgotten."""
     session_bytes: int = 8 * 1024 * 1024
@@ -132,6 +136,7 @@ _POSITIVE = (
     "session_least_chars",
     "prefetch_at_once",
     "feedback_bytes",
+    "request_log_bytes",
     "session_idle_s",
     "session_bytes",
     "sessions_bytes",

@@ -115,7 +115,7 @@ def _serve(chosen: Mapping[str, Sequence[str]], crons: Mapping[str, str], api_ur
 
 def _serve_at(chosen: Mapping[str, Sequence[str]], crons: Mapping[str, str], api_url: str) -> None:
     import prefect
-    from prefect.flows import EntrypointType
+    from prefect.types.entrypoint import EntrypointType
 
     deployments = []
     for name, words in chosen.items():

@@ -15,9 +15,9 @@ import prefect
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 from prefect.cache_policies import NO_CACHE, CacheKeyFnPolicy
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
 from prefect.concurrency.asyncio import concurrency
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.states import State
 
 from engine.errors import EngineError
 from orchestration.flows.errors import FlowError
