@@ -4,6 +4,7 @@ Holds one layer's weights, or a few thousand rows of the vocabulary, at a time a
 it shows that what was read is the model: two checkpoints of one model give the same logits. Knows no files.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,14 +20,18 @@ _VOCABULARY_ROWS = 8192
 """Rows of the vocabulary that are scored at a time."""
 
 
-def layerwise_logits(parameters: Parameters, tokens: np.ndarray) -> np.ndarray:
-    """Return float32 logits `[T, V]` of one sequence of tokens `[T]`; raises what reading raises."""
-    config, dtype = parameters.config, np.dtype(np.float32)
-    shapes = parameter_shapes(config)
-    rows = [
-        parameters.read(("embedding",), (slice(token, token + 1), slice(0, config.hidden_size)), dtype=dtype)
-        for token in map(int, tokens)
-    ]
+def layerwise_logits(open_model: Callable[[], Parameters], tokens: np.ndarray) -> np.ndarray:
+    """Return float32 logits `[T, V]` of one sequence of tokens `[T]`; raises what reading raises.
+
+    The model is opened anew for each layer: pages of a mapped file count as memory until it is closed.
+    """
+    dtype = np.dtype(np.float32)
+    with open_model() as parameters:
+        config = parameters.config
+        rows = [
+            parameters.read(("embedding",), (slice(token, token + 1), slice(0, config.hidden_size)), dtype=dtype)
+            for token in map(int, tokens)
+        ]
     x = jnp.asarray(np.concatenate(rows)[None] * np.float32(config.embedding_scale))
     cos, sin = (jnp.asarray(part)[None, :, None] for part in rope_table(config, len(tokens)))
     graph, _ = nnx.split(nnx.eval_shape(lambda: Layer(config, dtype=jnp.float32, rngs=nnx.Rngs(0))))
@@ -38,16 +43,25 @@ def layerwise_logits(parameters: Parameters, tokens: np.ndarray) -> np.ndarray:
         return applied
 
     for layer in range(config.num_layers):
-        x = apply_layer(read_layer(parameters, layer, dtype=dtype), x, config.window_of(layer))
+        with open_model() as parameters:
+            weights = read_layer(parameters, layer, dtype=dtype)
+        x = apply_layer(weights, x, config.window_of(layer))
         x.block_until_ready()
+        del weights
     norm_graph, _ = nnx.split(nnx.eval_shape(lambda: Norm(config, config.hidden_size, dtype=jnp.float32)))
-    norm = {
-        str(path[1]): jnp.asarray(parameters.read(path, whole(shape), dtype=dtype))
-        for path, shape in shapes.items()
-        if path[0] == "norm"
-    }
-    hidden = np.asarray(nnx.merge(norm_graph, norm)(x)[0])
-    logits = np.empty((len(tokens), config.vocab_size), np.float32)
+    with open_model() as parameters:
+        norm = {
+            str(path[1]): jnp.asarray(parameters.read(path, whole(shape), dtype=dtype))
+            for path, shape in parameter_shapes(config).items()
+            if path[0] == "norm"
+        }
+        return _score(parameters, np.asarray(nnx.merge(norm_graph, norm)(x)[0]))
+
+
+def _score(parameters: Parameters, hidden: np.ndarray) -> np.ndarray:
+    """Return the logits `[T, V]` of hidden states `[T, D]`."""
+    config, dtype = parameters.config, np.dtype(np.float32)
+    logits = np.empty((len(hidden), config.vocab_size), np.float32)
     for start in range(0, config.vocab_size, _VOCABULARY_ROWS):
         part, every = slice(start, min(start + _VOCABULARY_ROWS, config.vocab_size)), slice(0, config.hidden_size)
         if config.has_tied_embeddings:

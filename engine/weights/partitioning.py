@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -252,10 +253,8 @@ def verify_logits(job: Job) -> float:
     """
     config = read_model_config(Path(job.model))
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, min(_CHECK_TOKENS, config.max_context))
-    with open_parameters(Path(job.model)) as parameters:
-        expected = layerwise_logits(parameters, tokens)
-    with open_parameters(job.unfinished) as parameters:
-        got = layerwise_logits(parameters, tokens)
+    expected = layerwise_logits(partial(open_parameters, Path(job.model)), tokens)
+    got = layerwise_logits(partial(open_parameters, job.unfinished), tokens)
     difference = float(np.abs(got - expected).max() / max(float(np.abs(expected).max()), 1e-30))
     if not difference <= _LOGITS_TOLERANCE:
         raise PartitionError(

@@ -1,13 +1,10 @@
 """Flows run plainly, embedded and against a server, with good parameters and bad ones."""
 
 import asyncio
-import contextlib
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +14,9 @@ import numpy as np
 import pytest
 
 from engine.errors import ConfigError
-from engine.weights import partitioning
 from engine.weights.load import load_model
 from orchestration.flows import prefect_home as home_module
+from orchestration.flows import runs
 from orchestration.flows.errors import FlowInputError, PrefectServerError
 from orchestration.flows.prefect_server import LoopbackServer, is_answering
 from orchestration.flows.runs import read_parameters, run_flow
@@ -133,65 +130,18 @@ def test_a_step_is_retried_when_its_failure_may_pass_and_its_result_is_kept_by_i
     assert calls == ["a", "a", "w"]
 
 
-def test_a_server_that_goes_away_in_the_middle_is_a_clear_error(
-    server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+@pytest.mark.usefixtures("prefect_home")
+def test_a_server_that_goes_away_in_the_middle_is_a_clear_error() -> None:
+    import httpx
 
-    plain = partitioning.write_stage
-    with Relay(int(server.api_url.split(":")[2].split("/")[0])) as relay:
-
-        def cut_off(*arguments: Any) -> int:
-            relay.close()
-            return plain(*arguments)
-
-        monkeypatch.setattr(partitioning, "write_stage", cut_off)
-        url = f"http://127.0.0.1:{relay.port}/api"
-        pattern = (
-            rf"Prefect's server at {url} stopped answering in the middle of partition-model \([A-Za-z]+\); expected it "
-            "until the end; start it and run the same command again: steps that were finished are not run again"
-        )
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), pytest.raises(PrefectServerError, match=pattern):
-            run_flow("partition-model", [f"model={MODEL}", "stages=2", f"out={tmp_path / 'out'}"], api_url=url)
-
-
-class Relay:
-    """A way to a server that can be cut off."""
-
-    def __init__(self, port: int) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._to = port
-        self._open: list[socket.socket] = []
-
-    def __enter__(self) -> "Relay":
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        for connection in [self._listener, *self._open]:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near = self._listener.accept()[0]
-                far = socket.create_connection(("127.0.0.1", self._to))
-                self._open += [near, far]
-                for source, target in ((near, far), (far, near)):
-                    threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
-
-    @staticmethod
-    def _pump(source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
+    message = (
+        r"Prefect's server at http://x/api stopped answering in the middle of nightly \(ConnectError\); expected it "
+        "until the end; start it and run the same command again: steps that were finished are not run again"
+    )
+    with pytest.raises(PrefectServerError, match=message), runs._explained("nightly", "http://x/api"):
+        raise httpx.ConnectError("All connection attempts failed")
+    with pytest.raises(RuntimeError, match="of its own"), runs._explained("nightly", ""):
+        raise RuntimeError("of its own")
 
 
 @pytest.mark.usefixtures("prefect_home")
