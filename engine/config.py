@@ -35,6 +35,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Attention path; auto: the fastest that passes a numeric self-test on this machine."""
     weights: Literal["auto", "int8"] = "auto"
     """How matrices are kept; auto: in `dtype`; int8: a byte a weight, which costs a little quality."""
+    sparse: Literal["auto", "on", "off"] = "auto"
+    """Block-sparse attention while prompts are computed, for requests that do not say; auto: for prompts of at least
+    `sparse_tokens`; on: wherever blocks can be left out; off: never, whatever requests say."""
+    sparse_tokens: int = 6144
+    """From so many prompt tokens on attention is block-sparse with `sparse = "auto"`."""
+    sparse_blocks: int = 32
+    """Blocks of 64 positions that each block of queries attends to; the fewer, the faster and the less exact."""
     products: Literal["auto", "xla", "native"] = "auto"
     """Path of the products with matrices; auto: the fastest that passes a numeric self-test on this machine."""
     token_healing: bool = True

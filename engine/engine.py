@@ -21,6 +21,7 @@ from engine.drafts.drafting import Drafting
 from engine.drafts.lengths import LengthController
 from engine.errors import EngineClosedError, QueueFullError, RequestError, StepError
 from engine.fim import FimTemplate, build_prompt
+from engine.model.block_sparse import BLOCK, Fallback, Report
 from engine.plan import EnginePlan
 from engine.prefix_store import PrefixStore
 from engine.room import Place, Room
@@ -29,6 +30,9 @@ from engine.scheduler import Ended, PlannedRow, Scheduler, StepPlan
 from engine.sequence import Sequence
 from engine.tokenizer import Tokenizer
 from engine.types import PRIORITIES, EngineStats, Finish, FinishReason, Output, Request, Sink
+
+_FOCUS_TOKENS = 64
+"""Block-sparse attention keeps what lies so near to the place where the text above the cut ends and `after` begins."""
 
 _COUNTERS = (
     "finished",
@@ -40,6 +44,7 @@ _COUNTERS = (
     "computed_tokens",
     "restored_blocks",
     "steps",
+    "sparse",
 )
 
 
@@ -94,6 +99,8 @@ class Engine:
         # Owned by the stepping thread.
         self._counts = dict.fromkeys(_COUNTERS, 0)
         self._num_rejected = 0
+        self._fallbacks: dict[str, int] = {}
+        self._report = Report()
         self._mean_service_s = 0.1
 
     # --- from any thread -------------------------------------------------------------------------------------------
@@ -134,6 +141,10 @@ class Engine:
             num_preempted=self._scheduler.num_preempted,
             num_stored_blocks=self._prefix_store.num_used_blocks,
             num_recompiles=self._runner.num_recompiles,
+            num_kept_blocks=int(self._report.num_kept),
+            num_visible_blocks=int(self._report.num_visible),
+            kept_mass=self._report.mass / self._report.num_choices if self._report.num_choices else 1.0,
+            num_sparse_fallbacks=dict(self._fallbacks),
             **counts,
         )
 
@@ -163,6 +174,9 @@ class Engine:
             self._cancels = set()
             for sequence in arrived:
                 self._scheduler.submit(sequence)
+                self._counts["sparse"] += sequence.focus is not None
+                if sequence.fallback is not None:
+                    self._count_fallback(sequence.fallback)
         for request_id in cancels:
             if ended := self._scheduler.cancel(request_id):
                 self._emit_end(ended)
@@ -205,6 +219,7 @@ class Engine:
             max_prompt_tokens=self.plan.max_context - max(1, sampling.max_tokens),
             heals=self.plan.token_healing,
         )
+        focus = self._choose_focus(request, prompt.tokens)
         return Sequence(
             request=request,
             sink=sink,
@@ -215,6 +230,8 @@ class Engine:
             max_context=self.plan.max_context,
             detokenizer=Detokenizer(self._tokenizer, heal=prompt.heal, stop=sampling.stop),
             sources=self._drafting.begin(prompt.tokens, tenant=request.tenant, given=prompt.draft),
+            focus=focus if isinstance(focus, tuple) else None,
+            fallback=focus if isinstance(focus, str) else None,
         )
 
     def _check_door(self, request: Request) -> None:
@@ -240,6 +257,24 @@ class Engine:
                 retry_after_s=retry_after_s,
             )
 
+    def _choose_focus(self, request: Request, prompt: tuple[int, ...]) -> tuple[int, int] | Fallback | None:
+        """Return the positions around the cut and the cursor for block-sparse attention; else why not, if asked."""
+        plan, mode = self.plan, self.plan.sparse if request.sparse == "auto" else request.sparse
+        if mode == "off" or (mode == "auto" and len(prompt) < plan.sparse_tokens):
+            return None
+        problem: Fallback | None = plan.sparse_problem
+        if problem is None and len(prompt) < BLOCK:
+            problem = "short"
+        if problem is None and len(prompt) <= plan.sparse_blocks * BLOCK:
+            problem = "all_kept"
+        if problem is not None:
+            return problem
+        place = prompt.index(self._template.suffix_id)
+        return max(0, place - _FOCUS_TOKENS), place + _FOCUS_TOKENS
+
+    def _count_fallback(self, reason: str) -> None:
+        self._fallbacks[reason] = self._fallbacks.get(reason, 0) + 1
+
     def _num_waiting(self, request: Request) -> int:
         """Count what waits before a new request: nothing of lower priority keeps it out."""
         rank = PRIORITIES.index(request.priority)
@@ -256,8 +291,20 @@ class Engine:
                 run.shape, list(map(self._row, run.rows)), self._row(run.chunk) if run.chunk else None
             )
             self.costs.note(run.shape, time.perf_counter() - began)
+            if run.chunk and run.chunk.sequence.focus is not None:
+                self._note_sparse(run.chunk, self._runner.last_report)
             for planned, chosen in zip(run.all_rows, choices, strict=True):
                 self._advance(planned, chosen)
+
+    def _note_sparse(self, planned: PlannedRow, report: Report) -> None:
+        """Count what a chunk kept; from the first block on that was left out, its sequence's KV is no dense one's."""
+        sequence = planned.sequence
+        if report.num_kept < report.num_visible and sequence.num_dense is None:
+            sequence.num_dense = sequence.num_computed
+        if report.num_equal and sequence.fallback is None:
+            sequence.fallback = "equal"  # once a sequence
+            self._count_fallback("equal")
+        self._report = Report(*(a + b for a, b in zip(self._report, report, strict=True)))
 
     def _row(self, planned: PlannedRow) -> Row:
         sequence, num_tokens, draft = planned
@@ -270,6 +317,7 @@ class Engine:
             num_generated=sequence.num_generated,
             num_wanted=1 + len(draft.tokens),
             allowed=self._tokenizer.tokens_for_bytes(sequence.heal) if sequence.heal else None,
+            focus=sequence.focus,
         )
 
     def _advance(self, planned: PlannedRow, choices: list[Choice]) -> None:

@@ -77,6 +77,7 @@ class EngineMaker:
         self._loaded = load_model(directory, dtype=jnp.dtype(plan.dtype), hold=self._paths.hold)
         self._identity = (
             f"{fingerprint(directory)} {plan.dtype} {plan.max_context} {self._paths.form} {self._template.name}"
+            f"{_sparseness(plan)}"
         )
         self._programs = make_programs(self._loaded, self._tokenizer, plan, self._paths)
         self._lock = threading.Lock()
@@ -146,9 +147,18 @@ def make_programs(loaded: LoadedModel, tokenizer: Tokenizer, plan: EnginePlan, p
         config=loaded.config,
         plan=plan,
         attention=paths.attention,
+        sparse_attention=paths.sparse_attention,
         num_tokens=tokenizer.num_tokens,
         compiler_options=paths.compiler_options,
     )
+
+
+def _sparseness(plan: EnginePlan) -> str:
+    """Return what of an engine's identity block-sparse attention is; "" where no request that does not say gets it."""
+    is_possible = plan.sparse == "on" or (plan.sparse == "auto" and plan.sparse_tokens <= plan.max_context)
+    if plan.sparse_problem is not None or not is_possible:
+        return ""
+    return f" sparse {plan.sparse} {plan.sparse_tokens} {plan.sparse_blocks}"
 
 
 def choose_engine_paths(config: EngineConfig, model: ModelConfig, plan: EnginePlan) -> Paths:

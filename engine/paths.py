@@ -14,7 +14,14 @@ import jax
 from engine import native, self_test
 from engine.config import EngineConfig
 from engine.errors import ConfigError
-from engine.model.attention import Attention, native_attention, xla_attention
+from engine.model.attention import Attention, native_attention, portable_attention
+from engine.model.block_sparse import (
+    SparseAttention,
+    native_sparse_attention,
+    vendor_sparse_attention,
+    xla_sparse_attention,
+)
+from engine.model.block_sparse import self_test as sparse_difference
 from engine.model.config import ModelConfig
 from engine.model.matrix import Form, Matrix, hold
 from engine.plan import EnginePlan
@@ -22,12 +29,17 @@ from engine.weights.parameters import ParameterPath
 
 logger = logging.getLogger(__name__)
 
+_VENDOR_LIMIT = 3e-2
+"""bfloat16 has 8 bits: outputs of about 1 may differ by as much."""
+
 
 class Paths(NamedTuple):
     """What was chosen."""
 
     attention_name: str
     attention: Attention
+    sparse_attention: SparseAttention | None
+    """What computes chunks of prompts that may be sparse; None where none ever is."""
     form: Form
     """In which form matrices of weights are kept, and so what computes their products."""
     lookup_form: Form
@@ -68,12 +80,31 @@ def choose_paths(config: EngineConfig, model: ModelConfig, plan: EnginePlan, *, 
         form = xla_form if problems[native_form] else native_form
     return Paths(
         attention_name="xla" if problems["attention"] else "native",
-        attention=xla_attention if problems["attention"] else native_attention,
+        attention=portable_attention if problems["attention"] else native_attention,
+        sparse_attention=_sparse_attention(plan, model, is_native=not problems["attention"]),
         form=form,
         lookup_form="plain" if not is_int8 else xla_form,
         has_tied_embeddings=model.has_tied_embeddings,
         compiler_options=options,
     )
+
+
+def _sparse_attention(plan: EnginePlan, model: ModelConfig, *, is_native: bool) -> SparseAttention | None:
+    """Choose; on a GPU the vendor's kernel if it computes the right numbers."""
+    if plan.sparse_problem is not None:
+        return None
+    if is_native:
+        return native_sparse_attention
+    if jax.default_backend() != "gpu":
+        return xla_sparse_attention
+    try:
+        difference = sparse_difference(vendor_sparse_attention, head_size=model.head_size, dtype=plan.dtype)
+        problem = "" if difference < _VENDOR_LIMIT else f"it differs from the reference by {difference:.2e}"
+    except Exception as error:  # whatever a vendor's library makes of shapes it has no kernel for
+        problem = str(error)
+    if problem:
+        logger.warning("block-sparse attention by XLA alone: cuDNN's is left, %s", problem[:300])
+    return xla_sparse_attention if problem else vendor_sparse_attention
 
 
 def _matrices(model: ModelConfig) -> tuple[tuple[int, int], ...]:

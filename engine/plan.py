@@ -12,9 +12,11 @@ import msgspec
 
 from engine.config import EngineConfig
 from engine.errors import ConfigError
+from engine.model.block_sparse import LEAST_KEPT, Fallback
 from engine.model.config import ModelConfig
 from engine.prefix_store import BLOCK_TOKENS
 from engine.shapes import ShapeFamily, buckets
+from engine.types import SparseMode
 
 _MAX_DEFAULT_CONTEXT = 8192
 
@@ -40,6 +42,14 @@ class EnginePlan(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the last token before the cursor is left to the model."""
     reuses_kv: bool = True
     """Whether prompts begin with what earlier ones left."""
+    sparse: SparseMode
+    """Block-sparse attention for requests that do not say."""
+    sparse_tokens: int
+    """From so many prompt tokens on with `auto`."""
+    sparse_blocks: int
+    """Blocks kept of those that a block of queries sees."""
+    sparse_problem: Fallback | None
+    """Why there is none at all."""
     kv_bytes: int
     """Size of the resident KV and of the prefix store."""
 
@@ -59,6 +69,8 @@ def resolve(
         ("prefix_store_mb", config.prefix_store_mb, 0),
         ("max_slowdown", config.max_slowdown, 0),
         ("unhurried_s", config.unhurried_s, 0),
+        ("sparse_tokens", config.sparse_tokens, 1),
+        ("sparse_blocks", config.sparse_blocks, LEAST_KEPT),
     ):
         if value < least:
             raise ConfigError(f"engine.{name} is {value}; expected at least {least}")
@@ -104,6 +116,10 @@ def resolve(
         dtype=dtype,
         token_healing=config.token_healing,
         reuses_kv=config.reuse_kv,
+        sparse=config.sparse,
+        sparse_tokens=config.sparse_tokens,
+        sparse_blocks=config.sparse_blocks,
+        sparse_problem="off" if config.sparse == "off" else "window" if any(model.windows) else None,
         kv_bytes=config.num_slots * slot_bytes + num_blocks * BLOCK_TOKENS * token_bytes,
     )
 

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from engine.model.attention import Attention
+from engine.model.block_sparse import Report, Selection, SparseAttention
 from engine.model.config import ModelConfig
 from engine.model.transformer import rope_table
 from engine.plan import EnginePlan
@@ -29,7 +30,8 @@ KVCache = list[tuple[jax.Array, jax.Array]]
 """Per layer, keys and values: `[slots, K, S, H]` resident, `[blocks, K, BLOCK_TOKENS, H]` in the prefix store."""
 
 Program = Callable[..., tuple[KVCache, jax.Array]]
-"""`(leaves, kv, batch) -> (kv, int32 [2, scored])`: for each scored token its successor, and the bits of its gap."""
+"""`(leaves, kv, batch) -> (kv, int32 [2, scored])`: for each scored token its successor, and the bits of its gap. Where
+chunks may be sparse, 5 more columns: the bits of the chunk's `Report`, and nothing."""
 
 COPIES = 64
 """Most blocks that one call moves."""
@@ -64,6 +66,8 @@ class Batch(NamedTuple):
     """int32 `[B]`: how many tokens it had produced before the first one wanted; with the seed it decides the noise."""
     allowed: Any
     """uint8 `[B, V/8]`: one bit per token that may come first; what comes after may be any token of the vocabulary."""
+    selection: Any
+    """int32 `[8]`: `Selection` of the chunk."""
 
 
 def batch_shape(shape: Shape, vocab_size: int) -> Batch:
@@ -82,6 +86,7 @@ def batch_shape(shape: Shape, vocab_size: int) -> Batch:
         seed=jax.ShapeDtypeStruct((shape.num_sequences,), jnp.uint32),
         num_generated=ints,
         allowed=jax.ShapeDtypeStruct((shape.num_sequences, -(-vocab_size // 8)), jnp.uint8),
+        selection=jax.ShapeDtypeStruct((len(Selection._fields),), jnp.int32),
     )
 
 
@@ -112,10 +117,11 @@ class Programs:
         attention: Attention,
         num_tokens: int,
         compiler_options: dict[str, str | bool] | None = None,
+        sparse_attention: SparseAttention | None = None,
     ) -> None:
         """`num_tokens`: ids from here to V exist in the model only, and are never chosen."""
         self._config, self._plan, self.num_tokens = config, plan, num_tokens
-        self._graphdef, self._attention = graphdef, attention
+        self._graphdef, self._attention, self.sparse_attention = graphdef, attention, sparse_attention
         self._compiler_options = compiler_options or {}
         leaves, self._treedef = jax.tree.flatten((weights, rope_table(config, plan.capacity)))
         self.leaves = [jax.device_put(leaf) for leaf in leaves]
@@ -174,11 +180,20 @@ class Programs:
             [(batch.starts[sequences, None] + jnp.arange(size)).reshape(-1) for _, sequences, size in parts]
         )
 
+        reports: list[jax.Array] = []
+
         def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             outs, attention = [], functools.partial(self._attention, window=self._config.window_of(layer))
             for tokens, sequences, _ in parts:
                 slots, starts = batch.slots[sequences], batch.starts[sequences]
-                out, *written = attention(q[tokens], k[tokens], v[tokens], slots, starts, *kv[layer])
+                arguments = (q[tokens], k[tokens], v[tokens], slots, starts, *kv[layer])
+                if self.sparse_attention is not None and sequences.stop is None:
+                    out, *written, report = self.sparse_attention(
+                        *arguments, batch.selection, num_kept=self._plan.sparse_blocks
+                    )
+                    reports.append(report)
+                else:
+                    out, *written = attention(*arguments)
                 kv[layer] = (written[0], written[1])
                 outs.append(out)
             return outs[0] if len(outs) == 1 else jnp.concatenate(outs)
@@ -207,7 +222,11 @@ class Programs:
         )
         # One array to fetch instead of two.
         gap_bits = jax.lax.bitcast_convert_type(logit_gap(logits), jnp.int32)
-        return kv, jnp.stack([tokens, gap_bits])
+        packed = jnp.stack([tokens, gap_bits])
+        if reports:
+            bits = jax.lax.bitcast_convert_type(sum(reports, jnp.zeros(len(Report._fields))), jnp.int32)
+            packed = jnp.append(packed, jnp.stack([bits, jnp.zeros_like(bits)]), axis=1)
+        return kv, packed
 
 
 def _save_blocks(

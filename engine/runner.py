@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from engine.errors import StepError
+from engine.model.block_sparse import Report, Selection
 from engine.model.config import ModelConfig
 from engine.plan import EnginePlan
 from engine.prefix_store import BlockCopy
@@ -37,6 +38,8 @@ class Row(NamedTuple):
     """Of how many of the last `tokens` the successor is wanted: 1, and one more for each token of a draft."""
     allowed: np.ndarray | None = None
     """Ids that may come as the first successor wanted, int32; None allows every token."""
+    focus: tuple[int, int] | None = None
+    """Of a chunk with block-sparse attention: the positions around the cut and the cursor. None: dense."""
 
 
 class Choice(NamedTuple):
@@ -60,6 +63,10 @@ class Runner(Protocol):
         """Forget all KV, after a step that failed."""
 
     @property
+    def last_report(self) -> Report:
+        """What block-sparse attention kept in the last run."""
+
+    @property
     def num_recompiles(self) -> int:
         """Programs compiled after warm-up."""
 
@@ -70,11 +77,16 @@ class DeviceRunner:
     def __init__(self, *, config: ModelConfig, plan: EnginePlan, programs: Programs) -> None:
         """`programs` may serve other runners too: they hold the weights and no KV."""
         self._config, self._plan, self._programs = config, plan, programs
+        self._is_sparse, self._last_report = programs.sparse_attention is not None, Report()
         self._kv, self._store = make_kv(config, plan), make_store(config, plan)
         every = np.zeros(config.vocab_size, bool)
         every[: programs.num_tokens] = True
         every_bits = np.packbits(every, bitorder="little")
         self._every = {shape: np.tile(every_bits, (shape.num_sequences, 1)) for shape in plan.shapes.shapes()}
+
+    @property
+    def last_report(self) -> Report:
+        return self._last_report
 
     @property
     def num_recompiles(self) -> int:
@@ -106,7 +118,16 @@ class DeviceRunner:
             batch.top_k[i], batch.top_p[i] = row.sampling.top_k, row.sampling.top_p
         if any(row.allowed is not None for _, row in places):
             batch = batch._replace(allowed=self._pack_allowed(shape, places))
-        tokens, gap_bits = self._call(shape, batch)
+        if chunk is not None and chunk.focus is not None:
+            selection = Selection(1, len(chunk.tokens), *chunk.focus, self._plan.sparse_blocks)
+            batch = batch._replace(selection=np.array(selection, np.int32))
+        packed = self._call(shape, batch)
+        self._last_report = Report()
+        if self._is_sparse and shape.chunk:
+            size = len(Report._fields)
+            self._last_report = Report(*packed[0, -size:].view(np.float32).tolist())
+            packed = packed[:, :-size]
+        tokens, gap_bits = packed
         choices = list(map(Choice, tokens.tolist(), gap_bits.view(np.float32).tolist()))
         ends = [min((i + 1) * shape.num_scored, len(choices)) if i < shape.rows else len(choices) for i, _ in places]
         return [choices[end - row.num_wanted : end] for end, (_, row) in zip(ends, places, strict=True)]
@@ -153,6 +174,7 @@ class DeviceRunner:
             seed=np.zeros(size, np.uint32),
             num_generated=np.zeros(size, np.int32),
             allowed=self._every[shape],
+            selection=np.array(Selection(), np.int32),
         )
 
 

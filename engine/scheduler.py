@@ -174,9 +174,15 @@ class Scheduler:
             return False
         request, tokens = sequence.request, sequence.token_array()
         may_reuse = self._reuses_kv and not request.is_fresh
-        grant = self._slots.acquire(tokens, request.tenant, request.session, may_reuse=may_reuse)
+        grant = self._slots.acquire(
+            tokens,
+            request.tenant,
+            request.session,
+            may_reuse=may_reuse,
+            is_sparse=sequence.focus is not None,
+        )
         assert grant is not None, "fewer running sequences than slots, yet none is free"
-        slot, num_reused, displaced, displaced_tenant = grant
+        slot, num_reused, displaced, displaced_tenant, sequence.num_dense = grant
         store = self._prefix_store
         found = [] if not may_reuse else store.match(slot, tokens, request.tenant, start=num_reused)
         kept = frozenset(copy.block for copy in (*found, *loads))
@@ -205,8 +211,10 @@ class Scheduler:
     def _give_up_slot(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         computed = np.array(sequence.tokens[: sequence.num_computed], np.int32)
-        self._slots.release(sequence.slot, computed, sequence.request.tenant, sequence.request.session)
-        sequence.slot, sequence.num_computed = -1, 0
+        self._slots.release(
+            sequence.slot, computed, sequence.request.tenant, sequence.request.session, num_dense=sequence.num_dense
+        )
+        sequence.slot, sequence.num_computed, sequence.num_dense = -1, 0, None
 
     def _plan_runs(self) -> list[PlannedRun]:
         if not self._running:

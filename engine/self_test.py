@@ -26,6 +26,8 @@ import numpy as np
 from engine import native
 from engine.model.attention import native_attention
 from engine.model.attention import self_test as attention_difference
+from engine.model.block_sparse import native_sparse_attention
+from engine.model.block_sparse import self_test as sparse_difference
 from engine.model.matrix import Form, hold, multiply, score
 
 CompilerOptions = dict[str, str | bool]
@@ -69,7 +71,10 @@ def verdicts(checks: tuple[str, ...], sizes: Sizes, *, library: Path | None, dir
 def _fingerprint(sizes: Sizes, library: Path | None) -> str:
     versions = [importlib.metadata.version(package) for package in ("jax", "jaxlib", "numpy")]
     here = Path(__file__).parent
-    sources = [(here / name).read_text() for name in ("self_test.py", "model/matrix.py", "model/attention.py")]
+    sources = [
+        (here / name).read_text()
+        for name in ("self_test.py", "model/matrix.py", "model/attention.py", "model/block_sparse.py")
+    ]
     words = (*versions, *sources, native.processor(), os.environ.get("XLA_FLAGS", ""), library.name if library else "")
     return hashlib.sha256("|".join((*words, repr(sizes))).encode()).hexdigest()[:16]
 
@@ -141,8 +146,11 @@ def _say(name: str, result: str) -> None:
 
 
 def check_attention(sizes: Sizes) -> str | None:
-    """Compare the attention kernel with `xla_attention`."""
-    worst = attention_difference(native_attention, head_size=sizes.head_size)
+    """Compare the attention kernels with `xla_attention` and `xla_sparse_attention`."""
+    worst = max(
+        attention_difference(native_attention, head_size=sizes.head_size),
+        sparse_difference(native_sparse_attention, head_size=sizes.head_size),
+    )
     return _judge("its self-test", worst, 1e-4)
 
 

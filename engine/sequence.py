@@ -29,8 +29,14 @@ class Sequence:
         max_context: int,
         detokenizer: Detokenizer,
         sources: Sources,
+        focus: tuple[int, int] | None = None,
+        fallback: str | None = None,
     ) -> None:
-        """`max_tokens` limits the new tokens, `max_context` all; `sources`: what its drafts are made of."""
+        """`max_tokens` limits the new tokens, `max_context` all; `sources`: what its drafts are made of.
+
+        `focus`: the positions around the cut and the cursor, if its prompt gets block-sparse attention; `fallback`: why
+        it does not, though it should.
+        """
         self.request, self.sink, self.detokenizer = request, sink, detokenizer
         self.sources = sources
         self.tokens = list(prompt)
@@ -44,6 +50,9 @@ class Sequence:
         self.num_computed = 0
         self.num_reused = 0
         self.num_dropped = num_dropped
+        self.focus, self.fallback = focus, fallback
+        self.num_dense: int | None = None
+        """Leading tokens whose KV is dense attention's; None: all. The KV of others serves sparse sequences only."""
         self.logit_gap: float | None = None
         """Smallest since the last output; see `Output.logit_gap`."""
         self.submitted_at = time.monotonic()

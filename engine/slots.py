@@ -22,6 +22,8 @@ class Slot(msgspec.Struct):
     """Session of the last sequence; empty: none."""
     tokens: np.ndarray = _NONE
     """What the KV holds, int32, valid while the slot is free."""
+    num_dense: int | None = None
+    """Leading tokens whose KV is dense attention's; None: all. The rest is for sequences that are sparse themselves."""
     is_held: bool = False
     last_used: int = 0
     """Logical time of the last release."""
@@ -36,6 +38,8 @@ class Grant(NamedTuple):
     displaced: np.ndarray
     """Another session's tokens whose KV will be overwritten from `num_reused` on; empty: none worth keeping."""
     displaced_tenant: str
+    num_dense: int | None
+    """Leading tokens of those reused whose KV is dense attention's; None: all."""
 
 
 class SlotTable:
@@ -49,8 +53,12 @@ class SlotTable:
     def num_slots(self) -> int:
         return len(self._slots)
 
-    def acquire(self, prompt: np.ndarray, tenant: str, session: str = "", *, may_reuse: bool = True) -> Grant | None:
+    def acquire(
+        self, prompt: np.ndarray, tenant: str, session: str = "", *, may_reuse: bool = True, is_sparse: bool = False
+    ) -> Grant | None:
         """Take a free slot for `prompt` (int32 `[T]`); None: all slots are held.
+
+        Only a sequence that `is_sparse` reuses KV that block-sparse attention made, and nobody else ever stores it.
 
         At least one token is left to compute, since its scores are needed. The slot with the longest common prefix
         is taken, the session's own among equals, if most of what it holds would be used again; else the one unused
@@ -59,7 +67,9 @@ class SlotTable:
         free = [i for i, slot in enumerate(self._slots) if not slot.is_held]
         if not free:
             return None
-        common = {i: self._common(self._slots[i], prompt, tenant) if may_reuse else 0 for i in free}
+        common = {
+            i: self._common(self._slots[i], prompt, tenant, is_sparse=is_sparse) if may_reuse else 0 for i in free
+        }
 
         def is_own(i: int) -> bool:
             return bool(session) and (self._slots[i].session, self._slots[i].tenant) == (session, tenant)
@@ -68,17 +78,20 @@ class SlotTable:
         if common[chosen] * 2 < min(len(self._slots[chosen].tokens), len(prompt)) and not is_own(chosen):
             chosen = min(free, key=lambda i: (self._slots[i].last_used, i))
         slot = self._slots[chosen]
-        displaced = _NONE if is_own(chosen) else slot.tokens
+        displaced = _NONE if is_own(chosen) else slot.tokens[: slot.num_dense]
+        num_dense = slot.num_dense if slot.num_dense is not None and slot.num_dense < common[chosen] else None
         slot.is_held = True
-        return Grant(chosen, common[chosen], displaced, slot.tenant)
+        return Grant(chosen, common[chosen], displaced, slot.tenant, num_dense)
 
-    def release(self, index: int, tokens: np.ndarray, tenant: str, session: str = "") -> None:
-        """Give a slot back; `tokens` (int32) are those whose KV it holds."""
+    def release(
+        self, index: int, tokens: np.ndarray, tenant: str, session: str = "", *, num_dense: int | None = None
+    ) -> None:
+        """Give a slot back; `tokens` (int32) are those whose KV it holds, the first `num_dense` by dense attention."""
         slot = self._slots[index]
         assert slot.is_held, f"slot {index} is released but nobody holds it"
         self._clock += 1
         slot.is_held, slot.tokens, slot.last_used = False, tokens, self._clock
-        slot.tenant, slot.session = tenant, session
+        slot.tenant, slot.session, slot.num_dense = tenant, session, num_dense
 
     def forget(self) -> None:
         """Mark the KV of every free slot invalid."""
@@ -91,9 +104,9 @@ class SlotTable:
         assert actual == held, f"slots held are {actual}, expected {held}"
 
     @staticmethod
-    def _common(slot: Slot, prompt: np.ndarray, tenant: str) -> int:
+    def _common(slot: Slot, prompt: np.ndarray, tenant: str, *, is_sparse: bool) -> int:
         if slot.tenant != tenant:
             return 0
-        length = min(len(slot.tokens), len(prompt) - 1)
+        length = min(len(slot.tokens if is_sparse else slot.tokens[: slot.num_dense]), len(prompt) - 1)
         differs = np.flatnonzero(slot.tokens[:length] != prompt[:length])
         return int(differs[0]) if len(differs) else length

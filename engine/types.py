@@ -13,6 +13,8 @@ FinishState = Literal["finished", "cancelled", "failed"]
 FinishReason = Literal["stop", "length", "cancelled", "failed"]
 Priority = Literal["interactive", "speculative", "background"]
 
+SparseMode = Literal["auto", "on", "off"]
+
 PRIORITIES: tuple[Priority, ...] = ("interactive", "speculative", "background")
 """Highest first. Somebody waits for interactive work; speculative work may be asked for soon; background work keeps."""
 
@@ -64,6 +66,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Text that is expected to come out, such as the answer to a similar request; if it is wrong it costs some time."""
     priority: Priority = "interactive"
     """Work of lower priority runs only while there is none of higher, and is preempted for it."""
+    sparse: SparseMode = "auto"
+    """Block-sparse attention while the prompt is computed; auto: as the engine's setting says."""
     is_fresh: bool = False
     """Compute everything anew, use no KV of earlier requests: the oracle of every reuse."""
 
@@ -139,6 +143,16 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks of KV in the prefix store now."""
     num_restored_blocks: int = 0
     """Blocks copied from the prefix store into a slot."""
+    num_sparse: int = 0
+    """Requests whose prompts got block-sparse attention."""
+    num_kept_blocks: int = 0
+    """Blocks that block-sparse attention kept, over all layers and heads,"""
+    num_visible_blocks: int = 0
+    """and blocks that dense attention would have met in their place."""
+    kept_mass: float = 1.0
+    """Share of the attention that the kept blocks have, by their scores: an estimate."""
+    num_sparse_fallbacks: dict[str, int] = {}
+    """Requests that should have been sparse and were dense, by the reason (`engine.model.block_sparse.Fallback`)."""
     num_steps: int = 0
     num_recompiles: int = 0
     """Programs compiled after warm-up; anything but 0 is a defect."""

@@ -49,7 +49,7 @@ class Answers:
         return Key(
             tenant=request.tenant,
             model=engine.identity,
-            template=self._template,
+            template=self._template if request.sparse == "auto" else f"{self._template}, sparse {request.sparse}",
             before=request.before,
             after=request.after,
             cut=request.cut,

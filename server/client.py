@@ -23,7 +23,7 @@ from typing import Any, Self, TypedDict, Unpack
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from engine.types import ContextChunk
+from engine.types import ContextChunk, SparseMode
 from server import wire
 from server.editing import Editing, SuggestionUpdate
 from server.errors import (
@@ -61,6 +61,7 @@ class RequestOptions(TypedDict, total=False):
     stop: Sequence[str]
     request_id: str
     session_id: str
+    sparse: SparseMode
     is_fresh: bool
 
 

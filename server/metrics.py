@@ -144,6 +144,7 @@ class _Counts(Collector):
             ("num_requests_waiting", "Requests that wait for a slot", stats.num_waiting),
             ("num_requests_in_flight", "Requests admitted and not yet ended", self._admission.num_in_flight),
             ("kv_cache_usage_perc", "Share of the KV slots in use, 0 to 1", stats.kv_usage),
+            ("sparse_kept_mass", "Share of the attention in the blocks kept, by their scores, 0 to 1", stats.kept_mass),
         ):
             yield GaugeMetricFamily(PREFIX + name, what, value)
         for name, what, value in (
@@ -159,7 +160,18 @@ class _Counts(Collector):
                 "Tokens the model ran over, of prompts and generated, counted as they happen, for all requests",
                 stats.num_computed_tokens,
             ),
+            ("sparse_requests", "Requests whose prompts got block-sparse attention", stats.num_sparse),
+            ("sparse_blocks_kept", "Blocks that block-sparse attention met", stats.num_kept_blocks),
+            ("sparse_blocks_visible", "Blocks that dense attention would have met", stats.num_visible_blocks),
             ("steps", "Rounds of the engine", stats.num_steps),
             ("recompiles", "Programs compiled after warm-up; anything but 0 is a defect", stats.num_recompiles),
         ):
             yield CounterMetricFamily(PREFIX + name, what, value)
+        fallbacks = CounterMetricFamily(
+            f"{PREFIX}sparse_fallbacks",
+            "Requests that should have been block-sparse and were dense, by the reason",
+            labels=["reason"],
+        )
+        for reason, number in stats.num_sparse_fallbacks.items():
+            fallbacks.add_metric([reason], number)
+        yield fallbacks

@@ -86,6 +86,7 @@ def build_request(
         session=request.session_id,
         draft=draft,
         is_fresh=request.is_fresh,
+        sparse=request.sparse,
     )
 
 

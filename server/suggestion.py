@@ -89,7 +89,7 @@ def _is_repeatable(request: CompletionRequest, sampling: SamplingParams) -> bool
 
 
 def _is_like(a: CompletionRequest, b: CompletionRequest) -> bool:
-    return (a.path, a.language, a.context, a.after) == (b.path, b.language, b.context, b.after)
+    return (a.path, a.language, a.context, a.after, a.sparse) == (b.path, b.language, b.context, b.after, b.sparse)
 
 
 def _is_same_way(earlier: SamplingParams, later: SamplingParams) -> bool:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from engine.types import ContextChunk, FinishReason, Output, Usage
+from engine.types import ContextChunk, FinishReason, Output, SparseMode, Usage
 
 TrimMode = Literal["auto", "line", "block", "off"]
 """Where a completion ends. auto: a line or a block, by what stands around the cursor; off: where the model ends it."""
@@ -64,6 +64,8 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """The same for all requests of one open file."""
     is_background: bool = False
     """Nobody waits for it: it runs when there is nothing else, and waits for that as long as its deadline allows."""
+    sparse: SparseMode = "auto"
+    """Block-sparse attention while the prompt is computed: faster for long prompts, not exact; auto: as configured."""
     is_fresh: bool = False
     """Compute everything anew, use nothing kept from earlier requests."""
 

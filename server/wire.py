@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from google.protobuf.message import DecodeError
 
-from engine.types import ContextChunk, FinishReason, Usage
+from engine.types import ContextChunk, FinishReason, SparseMode, Usage
 from server.errors import InvalidRequestError
 from server.proto.cloudcomplete.v1 import completion_pb2 as pb
 from server.types import (
@@ -49,6 +49,7 @@ SOURCES: dict[Source, pb.Source] = {
     "type-through": pb.SOURCE_TYPE_THROUGH,
     "shared": pb.SOURCE_SHARED,
 }
+SPARSE: dict[SparseMode, pb.Sparse] = {"auto": pb.SPARSE_UNSPECIFIED, "on": pb.SPARSE_ON, "off": pb.SPARSE_OFF}
 _SAMPLING_SCALARS = ("temperature", "top_k", "top_p", "seed", "max_tokens")
 
 
@@ -71,6 +72,7 @@ def decode_request(message: bytes) -> CompletionRequest:
         sampling=_decode_sampling(request.sampling),
         session_id=request.session_id,
         is_fresh=request.fresh,
+        sparse=_decode_sparse(request.sparse),
     )
 
 
@@ -127,6 +129,7 @@ def decode_open(opened: pb.OpenDocument) -> CompletionRequest:
         context=_decode_context(opened.context),
         sampling=_decode_sampling(opened.sampling),
         session_id=opened.session_id,
+        sparse=_decode_sparse(opened.sparse),
     )
 
 
@@ -149,6 +152,7 @@ def encode_request(request: CompletionRequest) -> pb.CompleteRequest:
             sampling=_encode_sampling(request),
             session_id=request.session_id,
             fresh=request.is_fresh,
+            sparse=SPARSE[request.sparse],
         )
     except (ValueError, TypeError) as error:  # lone surrogates, numbers beyond 32 bits, values of another type
         raise _unsendable(error) from None
@@ -166,6 +170,7 @@ def encode_open(common: CompletionRequest, text: str, cursor: int, *, is_quiet: 
             text=text,
             cursor=cursor,
             quiet=is_quiet,
+            sparse=SPARSE[common.sparse],
         )
     except (ValueError, TypeError) as error:
         raise _unsendable(error) from None
@@ -232,6 +237,11 @@ def decode_completion(parts: Sequence[CompletionPart], final: pb.CompletionChunk
         num_typed=final.typed_chars,
         request_id=final.request_id,
     )
+
+
+def _decode_sparse(sparse: int) -> SparseMode:
+    """Read the switch; a value that only newer clients know is the server's own choice."""
+    return next((mode for mode, value in SPARSE.items() if value == sparse), "auto")
 
 
 def _decode_context(chunks: Iterable[pb.ContextChunk]) -> tuple[ContextChunk, ...]:

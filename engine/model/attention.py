@@ -10,10 +10,12 @@ positions of it:
 with `k`, `v` of shape `[slots, K, S, H]`. A row with a negative slot is empty: nothing is written and its output has
 no meaning. The caller guarantees `starts + W <= S`.
 
-`xla_attention` is the obvious version: the oracle, and the path wherever no other is chosen. `native_attention` calls
+`xla_attention` is the obvious version: the oracle, and the path of few queries wherever no other is chosen.
+`streamed_attention` is that of many: it holds the scores of one run of keys at a time. `native_attention` calls
 `native/attention.c`, which reads the KV in place (XLA's CPU backend copies every slice it multiplies).
 """
 
+import math
 from functools import partial
 from typing import Protocol
 
@@ -23,6 +25,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from engine import native
+
+HIDDEN = -1e30
+"""Score of a key that is not seen: finite, so that a query that sees none yet makes no NaN."""
+_STREAMED_WIDTH = 32
+_RUN = 512
 
 
 class Attention(Protocol):
@@ -56,10 +63,8 @@ def xla_attention(
     """Write, gather the rows' slots, attend with a mask; scores and softmax in float32."""
     num_rows, (_, num_heads, size) = slots.shape[0], q.shape
     width, num_kv_heads, capacity = q.shape[0] // num_rows, k.shape[1], k.shape[2]
+    k, v = write_kv(k_new, v_new, slots, starts, k, v)
     positions = starts[:, None] + jnp.arange(width)
-    target = jnp.where(slots < 0, k.shape[0], slots)[:, None]
-    k = k.at[target, :, positions].set(k_new.reshape(num_rows, width, num_kv_heads, size), mode="drop")
-    v = v.at[target, :, positions].set(v_new.reshape(num_rows, width, num_kv_heads, size), mode="drop")
     grouped = q.reshape(num_rows, width, num_kv_heads, num_heads // num_kv_heads, size)
     scores = jnp.einsum("rwkgh,rksh->rkgws", grouped, k[slots], preferred_element_type=jnp.float32) * size**-0.5
     visible = jnp.arange(capacity) <= positions[:, None, None, :, None]
@@ -68,6 +73,93 @@ def xla_attention(
     weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1).astype(v.dtype)
     out = jnp.einsum("rkgws,rksh->rwkgh", weights, v[slots])
     return out.reshape(q.shape), k, v
+
+
+def streamed_attention(
+    q: Float[Array, "RW N H"],
+    k_new: Float[Array, "RW K H"],
+    v_new: Float[Array, "RW K H"],
+    slots: Int[Array, "R"],
+    starts: Int[Array, "R"],
+    k: Float[Array, "slots K S H"],
+    v: Float[Array, "slots K S H"],
+    *,
+    window: int | None = None,
+) -> tuple[Float[Array, "RW N H"], Float[Array, "slots K S H"], Float[Array, "slots K S H"]]:
+    """Do as `xla_attention`, a run of keys at a time, with an online softmax (Milakov & Gimelshein 2018).
+
+    Runs that no query sees are not computed, so the time follows the context and not the capacity.
+    """
+    num_rows, (_, num_heads, size) = slots.shape[0], q.shape
+    width, num_kv_heads, capacity = q.shape[0] // num_rows, k.shape[1], k.shape[2]
+    k, v = write_kv(k_new, v_new, slots, starts, k, v)
+    positions = (starts[:, None] + jnp.arange(width))[:, None, None, :, None]
+    grouped = q.reshape(num_rows, width, num_kv_heads, num_heads // num_kv_heads, size)
+    run = math.gcd(capacity, _RUN)
+    Carry = tuple[jax.Array, jax.Array, jax.Array]
+
+    def meet(index: jax.Array, carry: Carry) -> Carry:
+        top, norm, out = carry
+
+        def cut(x: jax.Array) -> jax.Array:
+            place = (num_kv_heads, run, size)
+            return jax.vmap(lambda slot: jax.lax.dynamic_slice(x, (slot, 0, index * run, 0), (1, *place))[0])(
+                jnp.maximum(slots, 0)
+            )
+
+        scores = jnp.einsum("rwkgh,rksh->rkgws", grouped, cut(k), preferred_element_type=jnp.float32) * size**-0.5
+        place = index * run + jnp.arange(run)
+        visible = place <= positions
+        if window is not None:
+            visible &= place > positions - window
+        scores = jnp.where(visible, scores, HIDDEN)
+        peak = jnp.maximum(top, scores.max(-1))
+        weights = jnp.where(visible, jnp.exp(scores - peak[..., None]), 0)
+        fade = jnp.exp(top - peak)
+        added = jnp.einsum("rkgws,rksh->rkgwh", weights.astype(v.dtype), cut(v), preferred_element_type=jnp.float32)
+        return peak, norm * fade + weights.sum(-1), out * fade[..., None] + added
+
+    shape = (num_rows, num_kv_heads, num_heads // num_kv_heads, width)
+    empty = (jnp.full(shape, HIDDEN), jnp.zeros(shape), jnp.zeros((*shape, size)))
+    first = 0 if window is None else jnp.maximum(jnp.min(starts) + 1 - window, 0) // run
+    end = jnp.max(jnp.where(slots < 0, 0, starts)) + width
+    _, norm, out = jax.lax.fori_loop(first, (end + run - 1) // run, meet, empty)
+    out = (out / jnp.maximum(norm, 1e-30)[..., None]).astype(q.dtype)
+    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape), k, v
+
+
+def portable_attention(
+    q: jax.Array,
+    k_new: jax.Array,
+    v_new: jax.Array,
+    slots: jax.Array,
+    starts: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    window: int | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Attend with XLA alone: many queries streamed, few of them in one go."""
+    path = streamed_attention if q.shape[0] // slots.shape[0] >= _STREAMED_WIDTH else xla_attention
+    return path(q, k_new, v_new, slots, starts, k, v, window=window)
+
+
+def write_kv(
+    k_new: Float[Array, "RW K H"],
+    v_new: Float[Array, "RW K H"],
+    slots: Int[Array, "R"],
+    starts: Int[Array, "R"],
+    k: Float[Array, "slots K S H"],
+    v: Float[Array, "slots K S H"],
+) -> tuple[Float[Array, "slots K S H"], Float[Array, "slots K S H"]]:
+    """Write keys and values of `R` rows into their slots; those of empty rows go nowhere."""
+    num_rows, (num_tokens, num_kv_heads, size) = slots.shape[0], k_new.shape
+    shape = (num_rows, num_tokens // num_rows, num_kv_heads, size)
+    positions = starts[:, None] + jnp.arange(shape[1])
+    target = jnp.where(slots < 0, k.shape[0], slots)[:, None]
+    k = k.at[target, :, positions].set(k_new.reshape(shape), mode="drop")
+    v = v.at[target, :, positions].set(v_new.reshape(shape), mode="drop")
+    return k, v
 
 
 def native_attention(

@@ -345,8 +345,8 @@ static void score_blocks(const attention_t *w, int kv_head, int64_t first, int64
   for (int64_t b = 0; b < blocks; b++) scores[b] = 0;
   for (int64_t r = 0; r < rows; r++) {
     float *x = dot + r * cols, top = -INFINITY, total = 0;
-    const int64_t last = w->starts[0] + first + r / group * STRIDE + STRIDE - 1;  // position of the stride's last query
-    const int64_t seen = last / STRIDE + 1 < cols ? last / STRIDE + 1 : cols;
+    const int64_t to = (r / group + 1) * STRIDE < count ? (r / group + 1) * STRIDE : count;
+    const int64_t seen = (w->starts[0] + first + to - 1) / STRIDE + 1;  // up to the stride's last real query
     for (int64_t c = 0; c < seen; c++) top = x[c] > top ? x[c] : top;
     for (int64_t c = 0; c < cols; c++) x[c] = c < seen ? x[c] - top : HIDDEN;
     for (int64_t c = 0; c < cols; c += 4)
@@ -499,7 +499,7 @@ XLA_FFI_Error *cloudcomplete_attention(XLA_FFI_CallFrame *call) {
   return NULL;
 }
 
-// The same for one row, and after the arguments: choice, int32 [8], `Choice` in block_sparse.py; after the results: which
+// The same for one row, and after the arguments: choice, int32 [8], `Selection` in block_sparse.py; after the results: which
 // blocks were kept, uint8 [K, Q, B], and the report, float32 [REPORT].
 XLA_FFI_Error *cloudcomplete_sparse_attention(XLA_FFI_CallFrame *call) {
   if (is_metadata_call(call)) return NULL;

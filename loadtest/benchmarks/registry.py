@@ -22,6 +22,8 @@ from loadtest.benchmarks import (
     prefill,
     products,
     similarity,
+    sparse,
+    sparse_quality,
     stall,
     trim,
 )
@@ -66,6 +68,10 @@ BENCHMARKS = {
         Benchmark(name="peers", summary="beside llama.cpp and transformers (docs/peers.md)", measure=peers.measure),
         Benchmark(name="prefill", summary="prompt tokens per second", measure=prefill.measure),
         Benchmark(name="similarity", summary="drafts from 100,000 places of real code", measure=similarity.measure),
+        Benchmark(name="sparse", summary="block-sparse attention over dense, to 16k tokens", measure=sparse.measure),
+        Benchmark(
+            name="sparse-quality", summary="answers with half of the blocks left out", measure=sparse_quality.measure
+        ),
         Benchmark(name="products", summary="products with weights in every form", measure=products.measure),
         Benchmark(name="trim", summary="real blocks that a completion ends with exactly", measure=trim.measure),
         Benchmark(name="stall", summary="a long prompt beside running sequences", measure=stall.measure),

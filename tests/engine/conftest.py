@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -30,13 +31,19 @@ def make_plan(
     drafts: bool = True,
     token_healing: bool = True,
     reuses_kv: bool = True,
+    **choices: Any,
 ) -> EnginePlan:
     model = ModelConfig(
         family="llama", vocab_size=512, hidden_size=16, intermediate_size=16, num_layers=1, num_heads=1,
         num_kv_heads=1, head_size=16, max_context=max_context,
     )  # fmt: skip
     config = EngineConfig(
-        num_slots=num_slots, prefill_chunk=prefill_chunk, drafts=drafts, token_healing=token_healing, reuse_kv=reuses_kv
+        num_slots=num_slots,
+        prefill_chunk=prefill_chunk,
+        drafts=drafts,
+        token_healing=token_healing,
+        reuse_kv=reuses_kv,
+        **choices,
     )
     return msgspec.structs.replace(resolve(config, model, available_bytes=1 << 30), num_blocks=num_blocks)
 
@@ -99,7 +106,7 @@ def runner(ascii_ids: list[int]) -> CountingRunner:
 @pytest.fixture
 def make_engine(runner: CountingRunner, tokenizer: Tokenizer, template: FimTemplate) -> Callable[..., Engine]:
     def make(
-        *, max_waiting: int = 100, max_slowdown: float = 0.0, costs: dict[int, float] | None = None, **choices: int
+        *, max_waiting: int = 100, max_slowdown: float = 0.0, costs: dict[int, float] | None = None, **choices: Any
     ) -> Engine:
         """`costs`: seconds of a step with a chunk of so many tokens; every other step takes 1 ms."""
         plan = make_plan(**choices)

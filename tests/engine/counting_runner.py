@@ -8,6 +8,7 @@ from collections.abc import Sequence as Rows
 import numpy as np
 
 from engine.errors import StepError
+from engine.model.block_sparse import Report
 from engine.prefix_store import BLOCK_TOKENS, BlockCopy
 from engine.runner import Choice, Row
 from engine.shapes import Shape
@@ -43,8 +44,14 @@ class CountingRunner:
         self.store: dict[int, list[int]] = {}
         self.fails = False
         self.computed_tokens = 0
+        self._was_sparse = False
         self.runs: list[tuple[Shape, list[int]]] = []
         """Shape and slots of each run."""
+
+    @property
+    def last_report(self) -> Report:
+        """What a chunk that is told to be sparse keeps: half of its blocks."""
+        return Report(5, 10, 0.9, 1, 0) if self._was_sparse else Report()
 
     @property
     def num_recompiles(self) -> int:
@@ -58,6 +65,7 @@ class CountingRunner:
         assert all(len(row.tokens) <= shape.width and row.num_wanted <= shape.num_scored for row in rows)
         assert (chunk is not None) == (shape.chunk > 0)
         assert chunk is None or len(chunk.tokens) <= shape.chunk
+        self._was_sparse = chunk is not None and chunk.focus is not None
         every = [*rows, *([] if chunk is None else [chunk])]
         self.runs.append((shape, [row.slot for row in every]))
         return [self._run_row(row) for row in every]

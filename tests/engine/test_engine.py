@@ -490,3 +490,64 @@ def test_without_reuse_every_prompt_is_computed_whole(make_engine) -> None:
         recorder = submit(engine, request(name, "y = 2\n" * 30))
         run_until_idle(engine)
         assert recorder.finish.usage.num_reused_tokens == 0
+
+
+LONG = "".join(f"value_{i} = compute({i})\n" for i in range(200))
+
+
+def test_a_request_chooses_sparse_attention_and_its_kv_serves_no_dense_request(make_engine) -> None:
+    engine = make_engine(num_slots=2, max_context=2048, sparse_blocks=4)
+    before = LONG + "def f():\n"
+    submit(engine, request("sparse", before, sparse="on"))
+    run_until_idle(engine)
+    stats = engine.stats()
+    assert (stats.num_sparse, stats.num_sparse_fallbacks) == (1, {})
+    assert (stats.num_kept_blocks * 2, stats.kept_mass) == (stats.num_visible_blocks, 0.9)
+    again = submit(engine, request("again", before, sparse="on"))
+    dense = submit(engine, request("dense", before))
+    run_until_idle(engine)
+    assert again.finish.usage.num_reused_tokens > 1000
+    assert dense.finish.usage.num_reused_tokens == 0
+    later = submit(engine, request("later", before))
+    run_until_idle(engine)
+    assert later.finish.usage.num_reused_tokens > 1000, "dense KV serves dense requests as ever"
+
+
+def test_sparse_kv_never_enters_the_prefix_store(make_engine) -> None:
+    engine = make_engine(num_slots=1, max_context=2048, sparse_blocks=4, num_blocks=64)
+    submit(engine, request("sparse", LONG, sparse="on", session="a"))
+    run_until_idle(engine)
+    submit(engine, request("other", "x = 1\n", session="b"))
+    run_until_idle(engine)
+    assert engine.stats().num_stored_blocks == 0
+    submit(engine, request("dense", LONG, session="c"))
+    run_until_idle(engine)
+    submit(engine, request("another", "y = 1\n", session="d"))
+    run_until_idle(engine)
+    assert engine.stats().num_stored_blocks > 0
+
+
+@pytest.mark.parametrize(
+    ("reason", "before", "choices"),
+    [
+        ("off", LONG, {"sparse": "off"}),
+        ("short", "x\n", {}),
+        ("all_kept", LONG, {"sparse_blocks": 10_000}),
+    ],
+)
+def test_what_cannot_be_sparse_is_dense_and_counted(make_engine, reason, before, choices) -> None:
+    engine = make_engine(max_context=2048, **choices)
+    recorder = submit(engine, request("a", before, sparse="on"))
+    run_until_idle(engine)
+    assert recorder.finish.state == "finished"
+    assert engine.stats().num_sparse_fallbacks == {reason: 1}
+    assert engine.stats().num_sparse == 0
+
+
+def test_sparse_attention_comes_by_itself_from_the_threshold_on(make_engine) -> None:
+    engine = make_engine(max_context=2048, sparse_tokens=600, sparse_blocks=4)
+    submit(engine, request("long", LONG))
+    submit(engine, request("refused", LONG, sparse="off", tenant="b"))
+    submit(engine, request("short", "x = 1\n"))
+    run_until_idle(engine)
+    assert (engine.stats().num_sparse, engine.stats().num_sparse_fallbacks) == (1, {})

@@ -9,7 +9,7 @@ import pytest
 from engine import paths, self_test
 from engine.config import EngineConfig
 from engine.errors import ConfigError
-from engine.model.attention import native_attention, xla_attention
+from engine.model.attention import native_attention, portable_attention
 from engine.model.config import ModelConfig
 from engine.model.matrix import Int8, Int8Panels, Panels
 from engine.paths import choose_paths
@@ -60,7 +60,7 @@ def test_a_kernel_that_fails_its_self_test_is_left_with_the_reason(choose, found
 def test_attention_and_products_fall_back_apart(choose, found) -> None:
     found["attention"] = "no"
     chosen = choose()
-    assert (chosen.attention, chosen.form) == (xla_attention, "panels")
+    assert (chosen.attention, chosen.form) == (portable_attention, "panels")
     assert choose(attention="xla", products="xla").form == "plain"
 
 
@@ -109,7 +109,7 @@ def test_on_a_gpu_int8_is_for_weights_alone(choose, found, monkeypatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for weights, form in (("auto", "plain"), ("int8", "int8 weights")):
         chosen = choose_paths(EngineConfig(weights=weights), MODEL, plan, directory=Path())
-        assert (chosen.attention, chosen.form, chosen.compiler_options) == (xla_attention, form, {})
+        assert (chosen.attention, chosen.form, chosen.compiler_options) == (portable_attention, form, {})
 
 
 def test_matrices_are_held_in_their_form_and_all_else_stays(choose, found) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 from flax import nnx
@@ -12,6 +13,7 @@ from flax import nnx
 from engine.config import EngineConfig
 from engine.errors import StepError
 from engine.model.attention import native_attention, xla_attention
+from engine.model.block_sparse import native_sparse_attention, xla_sparse_attention
 from engine.model.config import ModelConfig
 from engine.model.matrix import Form, hold
 from engine.model.transformer import attend_causally
@@ -260,6 +262,39 @@ def test_kv_from_the_prefix_store_equals_kv_computed_anew(runner) -> None:
     prefill(runner, 0, PROMPT)
     runner.copy_blocks([], [BlockCopy(3, 32, 2), BlockCopy(3, 64, 9), BlockCopy(3, 0, 5)])
     assert prefill(runner, 3, long, start=96) == expected
+
+
+def test_a_sparse_prompt_with_every_block_kept_equals_a_dense_one(kernels) -> None:
+    """Also: with fewer blocks the report says so, and decoding goes on from what was computed."""
+    model = msgspec.structs.replace(MODEL, max_context=512)
+    tokens = np.random.default_rng(7).integers(0, NUM_TOKENS, 400).tolist()
+    got = {}
+    for num_kept in (4, 8):
+        for name, path in (("native", native_sparse_attention), ("xla", xla_sparse_attention)):
+            config = EngineConfig(num_slots=1, prefill_chunk=64, prefix_store_mb=0, sparse_blocks=num_kept)
+            plan = resolve(config, model, available_bytes=1 << 30)
+            programs = Programs(
+                graphdef=LOADED.graphdef, weights=LOADED.weights, config=model, plan=plan, num_tokens=NUM_TOKENS,
+                attention=native_attention, sparse_attention=path,
+            )  # fmt: skip
+            runner = DeviceRunner(config=model, plan=plan, programs=programs)
+            reports = []
+            for i in range(0, len(tokens), 64):
+                part = tokens[i : i + 64]
+                row = Row(0, i, part, GREEDY, 0, focus=(100, 150))
+                [[choice]] = runner.run(plan.shapes.for_chunk(len(part)), [], row)
+                reports.append(runner.last_report)
+            got[name, num_kept] = choice
+            assert all(report.num_kept == report.num_visible for report in reports) == (num_kept == 8)
+    assert got["native", 8].token == got["xla", 8].token == whole(tokens)
+    assert got["native", 4].token == got["xla", 4].token
+    assert got["native", 4].logit_gap == pytest.approx(got["xla", 4].logit_gap, abs=1e-4)
+
+
+def whole(tokens: list[int]) -> int:
+    model = nnx.merge(LOADED.graphdef, LOADED.weights)
+    logits = model.logits(model(jnp.array([tokens]), jnp.arange(len(tokens))[None], attend_causally))
+    return int(logits[0, -1, :NUM_TOKENS].argmax())
 
 
 def test_nothing_is_compiled_after_warm_up(runner) -> None:

@@ -22,6 +22,7 @@ def test_a_request_survives_the_way_over_the_wire() -> None:
         context=(ContextChunk(path="b.py", text="x"), ContextChunk(path="c.py", text="y")),
         sampling=SamplingOptions(temperature=0.0, top_k=0, top_p=0.5, seed=0, max_tokens=7, stop=("\n", "#")),
         session_id="s1",
+        sparse="on",
         is_fresh=True,
     )
     assert wire.decode_request(wire.encode_request(request).SerializeToString()) == request

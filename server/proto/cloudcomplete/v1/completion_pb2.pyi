@@ -7,6 +7,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Sparse(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SPARSE_UNSPECIFIED: _ClassVar[Sparse]
+    SPARSE_ON: _ClassVar[Sparse]
+    SPARSE_OFF: _ClassVar[Sparse]
+
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
@@ -31,6 +37,9 @@ class Fate(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FATE_REJECTED: _ClassVar[Fate]
     FATE_KEPT: _ClassVar[Fate]
     FATE_GONE: _ClassVar[Fate]
+SPARSE_UNSPECIFIED: Sparse
+SPARSE_ON: Sparse
+SPARSE_OFF: Sparse
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
@@ -49,7 +58,7 @@ FATE_KEPT: Fate
 FATE_GONE: Fate
 
 class CompleteRequest(_message.Message):
-    __slots__ = ("request_id", "prefix", "suffix", "path", "language", "context", "sampling", "session_id", "fresh")
+    __slots__ = ("request_id", "prefix", "suffix", "path", "language", "context", "sampling", "session_id", "fresh", "sparse")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     SUFFIX_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +68,7 @@ class CompleteRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     FRESH_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prefix: str
     suffix: str
@@ -68,7 +78,8 @@ class CompleteRequest(_message.Message):
     sampling: Sampling
     session_id: str
     fresh: bool
-    def __init__(self, request_id: _Optional[str] = ..., prefix: _Optional[str] = ..., suffix: _Optional[str] = ..., path: _Optional[str] = ..., language: _Optional[str] = ..., context: _Optional[_Iterable[_Union[ContextChunk, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., session_id: _Optional[str] = ..., fresh: _Optional[bool] = ...) -> None: ...
+    sparse: Sparse
+    def __init__(self, request_id: _Optional[str] = ..., prefix: _Optional[str] = ..., suffix: _Optional[str] = ..., path: _Optional[str] = ..., language: _Optional[str] = ..., context: _Optional[_Iterable[_Union[ContextChunk, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., session_id: _Optional[str] = ..., fresh: _Optional[bool] = ..., sparse: _Optional[_Union[Sparse, str]] = ...) -> None: ...
 
 class ContextChunk(_message.Message):
     __slots__ = ("path", "text")
@@ -135,7 +146,7 @@ class SessionEvent(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., open: _Optional[_Union[OpenDocument, _Mapping]] = ..., edit: _Optional[_Union[EditDocument, _Mapping]] = ..., move: _Optional[_Union[MoveCursor, _Mapping]] = ..., shown: _Optional[_Union[SuggestionShown, _Mapping]] = ..., accepted: _Optional[_Union[SuggestionAccepted, _Mapping]] = ..., rejected: _Optional[_Union[SuggestionRejected, _Mapping]] = ..., close: _Optional[_Union[CloseDocument, _Mapping]] = ...) -> None: ...
 
 class OpenDocument(_message.Message):
-    __slots__ = ("session_id", "path", "language", "context", "sampling", "text", "cursor", "quiet")
+    __slots__ = ("session_id", "path", "language", "context", "sampling", "text", "cursor", "quiet", "sparse")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     LANGUAGE_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +155,7 @@ class OpenDocument(_message.Message):
     TEXT_FIELD_NUMBER: _ClassVar[int]
     CURSOR_FIELD_NUMBER: _ClassVar[int]
     QUIET_FIELD_NUMBER: _ClassVar[int]
+    SPARSE_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     path: str
     language: str
@@ -152,7 +164,8 @@ class OpenDocument(_message.Message):
     text: str
     cursor: int
     quiet: bool
-    def __init__(self, session_id: _Optional[str] = ..., path: _Optional[str] = ..., language: _Optional[str] = ..., context: _Optional[_Iterable[_Union[ContextChunk, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., text: _Optional[str] = ..., cursor: _Optional[int] = ..., quiet: _Optional[bool] = ...) -> None: ...
+    sparse: Sparse
+    def __init__(self, session_id: _Optional[str] = ..., path: _Optional[str] = ..., language: _Optional[str] = ..., context: _Optional[_Iterable[_Union[ContextChunk, _Mapping]]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., text: _Optional[str] = ..., cursor: _Optional[int] = ..., quiet: _Optional[bool] = ..., sparse: _Optional[_Union[Sparse, str]] = ...) -> None: ...
 
 class EditDocument(_message.Message):
     __slots__ = ("patches", "cursor", "quiet", "length")
