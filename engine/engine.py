@@ -143,7 +143,8 @@ class Engine:
             num_recompiles=self._runner.num_recompiles,
             num_kept_blocks=int(self._report.num_kept),
             num_visible_blocks=int(self._report.num_visible),
-            kept_mass=self._report.mass / self._report.num_choices if self._report.num_choices else 1.0,
+            num_sparse_choices=int(self._report.num_choices),
+            sum_kept_mass=self._report.mass,
             num_sparse_fallbacks=dict(self._fallbacks),
             **counts,
         )

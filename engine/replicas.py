@@ -12,6 +12,7 @@ replica gets no new ones and is closed when its last one has ended, so none is l
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Literal
@@ -296,6 +297,10 @@ def _counters(stats: EngineStats) -> EngineStats:
 
 def _sum(stats: list[EngineStats]) -> EngineStats:
     names = [field.name for field in msgspec.structs.fields(EngineStats)]
-    sums = {name: sum(getattr(one, name) for one in stats) for name in names}
+    reasons: Counter[str] = Counter()
+    for one in stats:
+        reasons.update(one.num_sparse_fallbacks)
+    sums = {name: sum(getattr(one, name) for one in stats) for name in names if name != "num_sparse_fallbacks"}
+    sums["num_sparse_fallbacks"] = dict(reasons)
     held = sum(one.kv_usage * one.num_slots for one in stats)
     return EngineStats(**sums | {"kv_usage": held / sums["num_slots"] if sums["num_slots"] else 0.0})

@@ -149,13 +149,20 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks that block-sparse attention kept, over all layers and heads,"""
     num_visible_blocks: int = 0
     """and blocks that dense attention would have met in their place."""
-    kept_mass: float = 1.0
-    """Share of the attention that the kept blocks have, by their scores: an estimate."""
+    num_sparse_choices: int = 0
+    """Choices of blocks, one for 64 queries, a layer and a head of the KV;"""
+    sum_kept_mass: float = 0.0
+    """and the shares of attention that the blocks kept have by their scores, summed up over them: an estimate."""
     num_sparse_fallbacks: dict[str, int] = {}
     """Requests that should have been sparse and were dense, by the reason (`engine.model.block_sparse.Fallback`)."""
     num_steps: int = 0
     num_recompiles: int = 0
     """Programs compiled after warm-up; anything but 0 is a defect."""
+
+    @property
+    def kept_mass(self) -> float:
+        """Mean share of attention that the blocks kept have by their scores; 1 where nothing was sparse."""
+        return self.sum_kept_mass / self.num_sparse_choices if self.num_sparse_choices else 1.0
 
 
 class CompletionEngine(Protocol):
