@@ -187,7 +187,7 @@ class Programs:
             for tokens, sequences, _ in parts:
                 slots, starts = batch.slots[sequences], batch.starts[sequences]
                 arguments = (q[tokens], k[tokens], v[tokens], slots, starts, *kv[layer])
-                if self.sparse_attention is not None and sequences.stop is None:
+                if self.sparse_attention is not None and sequences.start == rows:
                     out, *written, report = self.sparse_attention(
                         *arguments, batch.selection, num_kept=self._plan.sparse_blocks
                     )

@@ -48,7 +48,7 @@ class Selection(NamedTuple):
     """What the device is told about one chunk, int32 `[8]`."""
 
     is_sparse: int = 0
-    count: int = 0
+    num_real: int = 0
     """How many of the chunk's queries are real; the rest is padding."""
     focus_start: int = 0
     """First position of what lies around the cut and the cursor."""
@@ -246,7 +246,7 @@ def xla_sparse_attention(
         keys, values = k[slots[0]], v[slots[0]]
         kept, report = choose_blocks(block_scores(q, keys, start, selection[1]), start, selection, num_kept=num_kept)
         every = jnp.stack([report[1], report[1], report[3], report[3], report[4]])
-        return jax.lax.cond(
+        attended: tuple[jax.Array, jax.Array] = jax.lax.cond(
             report[4] > 0,
             lambda: attend_densely(every),
             lambda: (
@@ -254,6 +254,7 @@ def xla_sparse_attention(
                 report,
             ),
         )
+        return attended
 
     out, report = jax.lax.cond(
         (selection[0] > 0) & (slots[0] >= 0), attend_sparsely, lambda: attend_densely(jnp.zeros(5, jnp.float32))
@@ -295,23 +296,17 @@ def call_kernel(*arguments: jax.Array) -> list[jax.Array]:
 
 def self_test(attention: SparseAttention, *, head_size: int, dtype: str = "float32") -> float:
     """Return the largest difference from `xla_sparse_attention` on random chunks: dense, sparse, all kept, padded."""
-    worst = 0.0
+    width, num_kept, worst = 136, 5, 0.0
     rng = np.random.default_rng(0)
-    for width, start, is_sparse, count, num_kept in (
-        (64, 300, 1, 64, 4), (200, 450, 1, 130, 5), (96, 200, 0, 96, 4), (70, 500, 1, 70, 12),
-    ):  # fmt: skip
-        shapes = [(width, 4, head_size), (width, 2, head_size), (width, 2, head_size)]
-        q, k_new, v_new = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
-        k, v = (jnp.asarray(rng.standard_normal((2, 2, 704, head_size)), dtype) for _ in range(2))
-        selection = Selection(is_sparse=is_sparse, count=count, focus_start=100, focus_end=180, num_kept=num_kept)
+    shapes = [(width, 4, head_size), (width, 2, head_size), (width, 2, head_size)]
+    q, k_new, v_new = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
+    k, v = (jnp.asarray(rng.standard_normal((2, 2, 704, head_size)), dtype) for _ in range(2))
+    paths = [jax.jit(partial(path, num_kept=num_kept)) for path in (xla_sparse_attention, attention)]
+    for start, is_sparse, count in ((450, 1, 130), (37, 1, 136), (300, 0, 136)):
+        selection = Selection(is_sparse, count, focus_start=100, focus_end=180, num_kept=num_kept)
         arguments = (q, k_new, v_new, jnp.array([1]), jnp.array([start]), k, v, jnp.array(selection, jnp.int32))
-        expected, got = (
-            jax.jit(partial(path, num_kept=num_kept))(*arguments) for path in (xla_sparse_attention, attention)
-        )
-        pairs = [
-            (np.asarray(want, np.float32), np.asarray(have, np.float32))
-            for want, have in zip(expected, got, strict=True)
-        ]
+        expected, got = (path(*arguments) for path in paths)
+        pairs = [tuple(np.asarray(x, np.float32) for x in pair) for pair in zip(expected, got, strict=True)]
         pairs[0] = (pairs[0][0][:count], pairs[0][1][:count])
         for want, have in pairs:
             difference = np.abs(want - have)

@@ -147,10 +147,12 @@ def _working_memory(plan: EnginePlan) -> dict[str, float]:
     def sparse(*given: jax.Array) -> tuple[jax.Array, ...]:
         return xla_sparse_attention(*given, num_kept=plan.sparse_blocks)
 
+    paths: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]
     paths = {"obvious": (xla_attention, arguments), "streamed": (streamed_attention, arguments)}
     paths |= {"sparse": (sparse, (*arguments, told))}
     sizes = {}
     for name, (path, given) in paths.items():
         memory = jax.jit(path, donate_argnums=(5, 6)).lower(*given).compile().memory_analysis()
+        assert memory is not None, "every backend that we know tells"
         sizes[name] = float(memory.temp_size_in_bytes)
     return sizes

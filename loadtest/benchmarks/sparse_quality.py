@@ -155,4 +155,5 @@ def _kept_mass(prompts: list[tuple[int, ...]]) -> list[float]:
         return jnp.stack(masses)
 
     length = _LEAST_TOKENS // BLOCK * BLOCK
-    return np.mean([np.asarray(run(jnp.array(tokens[:length]))) for tokens in prompts], axis=0).tolist()
+    means = np.mean([np.asarray(run(jnp.array(tokens[:length]))) for tokens in prompts], axis=0)
+    return [float(mean) for mean in means]

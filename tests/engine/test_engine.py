@@ -502,7 +502,8 @@ def test_a_request_chooses_sparse_attention_and_its_kv_serves_no_dense_request(m
     run_until_idle(engine)
     stats = engine.stats()
     assert (stats.num_sparse, stats.num_sparse_fallbacks) == (1, {})
-    assert (stats.num_kept_blocks * 2, stats.kept_mass) == (stats.num_visible_blocks, 0.9)
+    assert stats.num_kept_blocks * 2 == stats.num_visible_blocks
+    assert stats.kept_mass == pytest.approx(0.9)
     again = submit(engine, request("again", before, sparse="on"))
     dense = submit(engine, request("dense", before))
     run_until_idle(engine)

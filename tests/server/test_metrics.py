@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.request import urlopen
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from engine.types import EngineStats
 from server import app
 from server.client import Client
 from server.errors import BusyError, RequestFailedError, StartError
@@ -130,3 +132,21 @@ def test_a_port_in_use_is_named_with_a_remedy() -> None:
         with pytest.raises(StartError) as raised:
             InProcessServer(CountingEngine(), metrics_port=port).__enter__()
     assert str(raised.value).endswith("stop what uses it, or choose another with --set server.metrics_port=N (0: none)")
+
+
+def test_why_requests_were_not_sparse_is_told_by_reason() -> None:
+    class WithFallbacks(CountingEngine):
+        def stats(self) -> EngineStats:
+            return msgspec.structs.replace(
+                super().stats(), num_sparse=3, num_kept_blocks=5, num_visible_blocks=10, num_sparse_choices=4,
+                sum_kept_mass=3.0, num_sparse_fallbacks={"short": 2, "window": 1},
+            )  # fmt: skip
+
+    with serving(WithFallbacks()) as (_, port):
+        seen = read(port)
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            text = answer.read().decode()
+    assert (seen["sparse_blocks_kept_total"], seen["sparse_blocks_visible_total"]) == (5, 10)
+    assert (seen["sparse_requests_total"], seen["sparse_kept_mass"]) == (3, 0.75)
+    assert 'cloudcomplete_sparse_fallbacks_total{reason="short"} 2.0' in text
+    assert 'cloudcomplete_sparse_fallbacks_total{reason="window"} 1.0' in text
