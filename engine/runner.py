@@ -63,6 +63,10 @@ class Runner(Protocol):
         """Forget all KV, after a step that failed."""
 
     @property
+    def has_sparse(self) -> bool:
+        """Whether chunks can have block-sparse attention: not on a mesh."""
+
+    @property
     def last_report(self) -> Report:
         """What block-sparse attention kept in the last run."""
 
@@ -77,12 +81,16 @@ class DeviceRunner:
     def __init__(self, *, config: ModelConfig, plan: EnginePlan, programs: Programs) -> None:
         """`programs` may serve other runners too: they hold the weights and no KV."""
         self._config, self._plan, self._programs = config, plan, programs
-        self._is_sparse, self._last_report = programs.sparse_attention is not None, Report()
+        self._last_report = Report()
         self._kv, self._store = make_kv(config, plan), make_store(config, plan)
         every = np.zeros(config.vocab_size, bool)
         every[: programs.num_tokens] = True
         every_bits = np.packbits(every, bitorder="little")
         self._every = {shape: np.tile(every_bits, (shape.num_sequences, 1)) for shape in plan.shapes.shapes()}
+
+    @property
+    def has_sparse(self) -> bool:
+        return self._programs.sparse_attention is not None
 
     @property
     def last_report(self) -> Report:
@@ -123,7 +131,7 @@ class DeviceRunner:
             batch = batch._replace(selection=np.array(selection, np.int32))
         packed = self._call(shape, batch)
         self._last_report = Report()
-        if self._is_sparse and shape.chunk:
+        if self.has_sparse and shape.chunk:
             size = len(Report._fields)
             self._last_report = Report(*packed[0, -size:].view(np.float32).tolist())
             packed = packed[:, :-size]

@@ -60,3 +60,15 @@ def test_what_the_system_keeps_of_files_counts_as_free(monkeypatch, tmp_path) ->
 def test_a_choice_out_of_range_is_named(field: str, value: int) -> None:
     with pytest.raises(ConfigError, match=rf"engine.{field} is {value}; expected at least"):
         resolve(EngineConfig(**{field: value}), MODEL)
+
+
+def test_a_model_with_windows_of_its_own_is_never_sparse() -> None:
+    windowed = msgspec.structs.replace(MODEL, windows=(None, 64))
+    assert resolve(EngineConfig(), windowed, available_bytes=1 << 40).sparse_problem == "window"
+    assert resolve(EngineConfig(sparse="off"), MODEL, available_bytes=1 << 40).sparse_problem == "off"
+    assert resolve(EngineConfig(), MODEL, available_bytes=1 << 40).sparse_problem is None
+
+
+def test_too_few_blocks_to_keep_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"engine\.sparse_blocks is 3; expected at least 4"):
+        resolve(EngineConfig(sparse_blocks=3), MODEL, available_bytes=1 << 40)
