@@ -32,7 +32,7 @@ from loadtest.scores import edit_similarity, first_line, is_exact_match, is_sing
 ROWS = "CLOUDCOMPLETE_ROWS"
 _BLOCKS = 9
 """Of the 32 of a full context: a choice sees 16.5 on average, and keeps 7.9."""
-_MOST_ROWS = 600
+_MOST_ROWS = 400
 _MAX_TOKENS = 48
 _LEAST_TOKENS = 1900
 _MASS_ROWS = 24
@@ -72,7 +72,7 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
             "sparse_similarity": edit_similarity(sparse, row.canonical_solution),
             "is_unchanged": dense == sparse,
         })  # fmt: skip
-        if len(results) % 50 == 0:
+        if len(results) % 20 == 0:
             on_progress(f"{len(results)} of {len(asked)}: {summarise(results)}")
     stats = bench.engine.stats()
     headline: dict[str, float] = {"rows": float(len(results)), **summarise(results)}
