@@ -6,6 +6,7 @@ Decided once, before weights are loaded, by what was asked for, by what can be b
 
 import logging
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,6 @@ from engine.model.attention import Attention, native_attention, portable_attenti
 from engine.model.block_sparse import (
     SparseAttention,
     native_sparse_attention,
-    vendor_sparse_attention,
     xla_sparse_attention,
 )
 from engine.model.block_sparse import self_test as sparse_difference
@@ -78,10 +78,11 @@ def choose_paths(config: EngineConfig, model: ModelConfig, plan: EnginePlan, *, 
     if problems[native_form] or problems["attention"]:
         xla_form, options = _trusted_xla(xla_form, sizes, directory) if is_cpu else (xla_form, {})
         form = xla_form if problems[native_form] else native_form
+    attention = portable_attention if problems["attention"] else native_attention
     return Paths(
         attention_name="xla" if problems["attention"] else "native",
-        attention=portable_attention if problems["attention"] else native_attention,
-        sparse_attention=_sparse_attention(plan, model, is_native=not problems["attention"]),
+        attention=attention,
+        sparse_attention=_sparse_attention(plan, model, attention),
         form=form,
         lookup_form="plain" if not is_int8 else xla_form,
         has_tied_embeddings=model.has_tied_embeddings,
@@ -89,22 +90,24 @@ def choose_paths(config: EngineConfig, model: ModelConfig, plan: EnginePlan, *, 
     )
 
 
-def _sparse_attention(plan: EnginePlan, model: ModelConfig, *, is_native: bool) -> SparseAttention | None:
-    """Choose; on a GPU the vendor's kernel if it computes the right numbers."""
+def _sparse_attention(plan: EnginePlan, model: ModelConfig, dense: Attention) -> SparseAttention | None:
+    """Choose, beside `dense` attention; on a GPU the vendor's kernel if its numbers are right."""
     if plan.sparse_problem is not None:
         return None
-    if is_native:
+    if dense is native_attention:
         return native_sparse_attention
+    path = partial(xla_sparse_attention, dense=dense)
     if jax.default_backend() != "gpu":
-        return xla_sparse_attention
+        return path
+    vendor = partial(path, implementation="cudnn")
     try:
-        difference = sparse_difference(vendor_sparse_attention, head_size=model.head_size, dtype=plan.dtype)
+        difference = sparse_difference(vendor, head_size=model.head_size, dtype=plan.dtype)
         problem = "" if difference < _VENDOR_LIMIT else f"it differs from the reference by {difference:.2e}"
     except Exception as error:  # whatever a vendor's library makes of shapes it has no kernel for
         problem = str(error)
     if problem:
         logger.warning("block-sparse attention by XLA alone: cuDNN's is left, %s", problem[:300])
-    return xla_sparse_attention if problem else vendor_sparse_attention
+    return path if problem else vendor
 
 
 def _matrices(model: ModelConfig) -> tuple[tuple[int, int], ...]:

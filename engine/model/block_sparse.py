@@ -15,7 +15,7 @@ read at run time: the same program serves dense chunks. Where all scores of a ch
 where `num_kept` blocks are all there is there is nothing to choose: then all are kept, which is dense attention.
 
 `xla_sparse_attention` is the obvious version: the oracle, and the path without the kernel. `native_sparse_attention`
-calls `native/attention.c`. `vendor_sparse_attention` leaves the gathered blocks to `jax.nn.dot_product_attention`,
+calls `native/attention.c`. With an `implementation` the gathered blocks are left to `jax.nn.dot_product_attention`,
 which has kernels for GPUs.
 """
 
@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from engine import native
-from engine.model.attention import HIDDEN, streamed_attention, write_kv
+from engine.model.attention import HIDDEN, Attention, streamed_attention, write_kv
 
 BLOCK = 64
 """Keys of a block, and queries that share a choice."""
@@ -233,14 +233,18 @@ def xla_sparse_attention(
     *,
     num_kept: int,
     implementation: Literal["xla", "cudnn"] | None = None,
+    dense: Attention = streamed_attention,
 ) -> tuple[Float[Array, "W N H"], Float[Array, "slots K S H"], Float[Array, "slots K S H"], Float[Array, "5"]]:
-    """Write; choose and gather, or attend densely where that was asked for or scores are equal: then whole chunks."""
+    """Write; choose and gather, or attend densely where that was asked for or scores are equal: then whole chunks.
+
+    `dense` computes those.
+    """
     k, v = write_kv(k_new, v_new, slots, starts, k, v)
     start = starts[0]
     arguments = (q, k_new, v_new, slots, starts, k, v)
 
     def attend_densely(report: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return streamed_attention(*arguments)[0], report
+        return dense(*arguments)[0], report
 
     def attend_sparsely() -> tuple[jax.Array, jax.Array]:
         keys, values = k[slots[0]], v[slots[0]]
@@ -260,10 +264,6 @@ def xla_sparse_attention(
         (selection[0] > 0) & (slots[0] >= 0), attend_sparsely, lambda: attend_densely(jnp.zeros(5, jnp.float32))
     )
     return out, k, v, report
-
-
-vendor_sparse_attention: SparseAttention = partial(xla_sparse_attention, implementation="cudnn")
-"""The same with cuDNN's kernel for the gathered blocks; for GPUs, behind a probe."""
 
 
 def native_sparse_attention(
