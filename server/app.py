@@ -45,7 +45,10 @@ LoadEngine = Callable[[Report], CompletionEngine]
 
 LOADING_THREAD = "load-engine"
 WATCH_S = 0.5
-"""How often the engine is looked after."""
+"""How often the engine, and the parts that the server can do without, are looked after."""
+CACHE_NAME, FEEDBACK_NAME = f"{SERVICE_NAME}/cache", f"{SERVICE_NAME}/feedback"
+"""Services of `grpc.health.v1` that tell of such parts: NOT_SERVING while the shared store is gone, or records cannot be
+written. The server as a whole serves on meanwhile."""
 LAST_WORDS_S = 1.0
 """Seconds that the last status codes get to reach their clients once the engine has stopped."""
 
@@ -239,9 +242,10 @@ async def run(
             report(f"metrics on http://{config.host}:{config.metrics_port}/metrics")
         if await _load_and_open(app, load, report, stopping):
             report("serving")
-            watching = asyncio.create_task(_watch_engine(app.lifecycle))
+            watching = [asyncio.create_task(_watch_engine(app.lifecycle)), asyncio.create_task(watch_parts(app))]
             await _wait_for_any(stopping, app.lifecycle.is_broken)
-            watching.cancel()
+            for task in watching:
+                task.cancel()
             report(f"draining: {app.admission.num_in_flight} in flight, at most {config.drain_s:g} s")
     finally:
         if not await stop(app, drain_s=config.drain_s):
@@ -299,6 +303,23 @@ async def _watch_engine(lifecycle: Lifecycle) -> None:
     while lifecycle.opened_engine is None or lifecycle.opened_engine.is_alive:  # noqa: ASYNC110 - it is a thread
         await asyncio.sleep(WATCH_S)
     lifecycle.is_broken.set()
+
+
+async def watch_parts(app: App, *, every_s: float = WATCH_S) -> None:
+    """Tell health checks of parts that the server can do without, and log what is wrong with them, for ever."""
+    problems = dict.fromkeys((CACHE_NAME, FEEDBACK_NAME), "")
+    for name in problems:
+        await app.health.set(name, health_pb2.HealthCheckResponse.SERVING)
+    while True:
+        for name, problem in ((CACHE_NAME, app.answers.health), (FEEDBACK_NAME, app.feedback.health)):
+            if bool(problem) != bool(problems[name]):
+                await app.health.set(
+                    name, getattr(health_pb2.HealthCheckResponse, "NOT_SERVING" if problem else "SERVING")
+                )
+                _log.warning("%s: %s", name, problem or "all is well again")
+            problems[name] = problem
+            app.metrics.set_degraded(name.rpartition("/")[2], is_degraded=bool(problem))
+        await asyncio.sleep(every_s)
 
 
 async def _wait_for_any(*events: asyncio.Event) -> None:

@@ -34,7 +34,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     chunk_interval_s: float = 0.05
     """Least seconds between two chunks of one answer, after its first text and its first whole line; 0: a chunk for
     every token."""
-    trim: TrimMode = "off"
+    trim: TrimMode = "auto"
     """Where completions end: auto: at a line or a block, by what stands around the cursor; line, block; off: where the
     model ends them."""
     sessions: bool = True

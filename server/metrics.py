@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from threading import Thread
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -72,6 +72,12 @@ class Metrics:
                 ("accepts_continued_without_model", "Those that needed no run of the model any more"),
             )
         )
+        self._degraded = Gauge(
+            f"{PREFIX}degraded",
+            "1 while a part does not work that the server can do without",
+            labelnames=["part"],
+            registry=self.registry,
+        )
         self._serving: tuple[Any, Thread] | None = None
 
     def observe_first_token(self, seconds: float) -> None:
@@ -98,6 +104,10 @@ class Metrics:
     def count_prefetch_used(self, num_tokens: int) -> None:
         """Count the tokens of one that somebody is served of."""
         self._prefetch_used_tokens.inc(num_tokens)
+
+    def set_degraded(self, part: str, *, is_degraded: bool) -> None:
+        """Say whether a part works that the server can do without."""
+        self._degraded.labels(part=part).set(is_degraded)
 
     def count_accept(self, *, is_continued: bool) -> None:
         """Count an answer right behind a whole suggestion, and whether it came without the model."""

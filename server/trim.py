@@ -6,8 +6,9 @@
 A completion is a line where code stands around the cursor or a statement has begun, and a block where one has been
 opened or the line is empty: up to the line that is indented less, or the bracket that closes the block; at the top of a
 file, and where a definition was begun, up to its end. Whatever it is, it ends before a bracket that nothing opened,
-before it would repeat the next line below, and when it goes round in circles. At its end it leaves out what stands
-right of the cursor already, and trailing space.
+before it would repeat the next line below, and when it goes round in circles; but a line that is all the model has to
+say is left, though it repeats the next one or is indented less than its block. At its end it leaves out what stands
+right of the cursor already (but for a whole line that is all of it), and trailing space.
 
 Knows no transport and no engine. Invariants: the texts returned, joined, are a prefix of the text pushed; that prefix
 does not depend on how the text was split; what was returned is never taken back.
@@ -90,6 +91,8 @@ class Trimmer:
 
         self._held = ""  # text taken and not returned
         self._num_shown = 0
+        self._has_shown = False  # anything but space
+        self._is_line_start = not head.strip()
         self._count = 0
         self._content_end = 0  # where trailing space begins
         self._safe_end = 0  # up to here nothing is taken back
@@ -150,7 +153,7 @@ class Trimmer:
         if self._word is not None:
             self._decide()
         if self._end_at is None and self._is_repeated():
-            self._end_at = self._line_end_above
+            self._end_at = self._end_of_repetition()
         if self._end_at is None:
             self._end_at = self._count if self._tail else self._content_end
         return self._finish(self._end_at)
@@ -160,7 +163,9 @@ class Trimmer:
 
     def _finish(self, end: int) -> str:
         self._is_ended = True
-        return self._release(end - self._overlap(end, is_final=True))
+        overlap = self._overlap(end, is_final=True)
+        is_bare = not (self._has_shown or self._held[: max(end - overlap - self._num_shown, 0)].strip())
+        return self._release(end if is_bare and self._is_line_start else end - overlap)
 
     def _release(self, end: int) -> str:
         num_new = end - self._num_shown
@@ -168,6 +173,7 @@ class Trimmer:
             return ""
         shown, self._held = self._held[:num_new], self._held[num_new:]
         self._num_shown = end
+        self._has_shown = self._has_shown or bool(shown.strip())
         self._head_end = shown[-1]
         return shown
 
@@ -260,7 +266,8 @@ class Trimmer:
             if char == "#" and self._rules.has_braces:
                 return  # the preprocessor's lines stand at the margin
             if self._indent < self._least_indent and char not in CLOSERS:
-                self._end_at = self._line_end_above
+                self._is_line = True  # no block, but it is all that the model has to say
+                return
             self._base = self._indent
             self._is_first = True
         elif self._lexer.quote or self._height > self._entry or self._is_continued:
@@ -306,7 +313,7 @@ class Trimmer:
         if self._word is not None:
             self._decide()
         if self._end_at is None and self._is_repeated():
-            self._end_at = self._line_end_above
+            self._end_at = self._end_of_repetition()
         line = self._line.rstrip()
         if self._end_at is None and line:
             self._note_line(line)
@@ -333,6 +340,13 @@ class Trimmer:
         """Tell whether the line is one that must not come again."""
         line = self._line.rstrip()
         return self._has_text and any(line == suspect for suspect in self._suspects)
+
+    def _end_of_repetition(self) -> int:
+        """Return where the text ends whose last line must not come again: above it, or behind it if it is the first.
+
+        Nothing is left out of an answer that has nothing else.
+        """
+        return self._line_end_above or self._content_end
 
     def _note_line(self, line: str) -> None:
         """Keep what later lines are compared with."""

@@ -23,7 +23,7 @@ class InProcessServer:
     def __init__(self, engine: CompletionEngine | None, **config: Any) -> None:
         self._engine = engine
         self._config = msgspec.convert(
-            {"grpc_port": 0, "drain_s": WAIT_S, "chunk_interval_s": 0.0, **config}, ServerConfig
+            {"grpc_port": 0, "drain_s": WAIT_S, "chunk_interval_s": 0.0, "trim": "off", **config}, ServerConfig
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)

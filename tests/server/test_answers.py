@@ -25,7 +25,7 @@ def cache(tmp_path: Path) -> Iterator[CompletionCache]:
 @pytest.fixture
 def rig(cache: CompletionCache) -> Iterator[Rig]:
     engine = CountingEngine()
-    yield Rig(engine, ServerConfig(), cache)
+    yield Rig(engine, ServerConfig(trim="off"), cache)
     engine.close(timeout_s=1)
 
 
@@ -104,7 +104,7 @@ def test_an_answer_outlives_the_process(tmp_path: Path) -> None:
     for _ in range(2):
         cache = CompletionCache(CacheConfig(directory=str(tmp_path), snapshot_s=0.0))
         engine = CountingEngine()
-        sources.append(ask(Rig(engine, ServerConfig(), cache), "x = 7")[1])
+        sources.append(ask(Rig(engine, ServerConfig(trim="off"), cache), "x = 7")[1])
         cache.close()
         engine.close(timeout_s=1)
     assert sources == ["model", "shared"]
@@ -116,3 +116,25 @@ def test_a_trimmed_answer_ends_at_its_line_and_stops_the_engine() -> None:
     assert ask(rig, "x = 7", sampling={"max_tokens": 500})[0] == "8"
     engine.close(timeout_s=1)
     assert set(engine.ends.values()) == {"cancelled"}
+
+
+def test_another_tenants_answers_change_nothing_of_what_a_tenant_is_asked_for_it(cache: CompletionCache) -> None:
+    """Neither texts nor hits of one tenant reach another: its requests take the same way with the same work."""
+    works = []
+    for is_after_another in (False, True):
+        engine = CountingEngine()
+        rig = Rig(engine, ServerConfig(trim="off", prefetch=False), cache)
+        lines = "".join(f"value = compute(row, column, {i})\n" for i in range(12))
+        if is_after_another:
+            assert ask(rig, lines + "total = [7", tenant="another")[1] == "model"
+            assert ask(rig, lines + "total = [7", tenant="another", session_id="s")[1] == "memory"
+            assert cache.flush(timeout_s=10)
+        tenant = f"tenant {is_after_another}"
+        answers = [
+            ask(rig, before, tenant=tenant, session_id="s") for before in (lines + "total = [7", lines + "total = [7 8")
+        ]
+        seen = [one for one in engine.seen if one.tenant == tenant]
+        works.append((answers, [(one.before, one.draft) for one in seen]))
+        engine.close(timeout_s=1)
+    assert works[0] == works[1]
+    assert works[0][1][0][1] == ""

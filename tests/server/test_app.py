@@ -17,6 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server import app
+from server.answers import Answers
 from server.client import Client
 from server.config import ServerConfig
 from server.errors import BusyError, DeadlineError, StartError, UnavailableError
@@ -79,6 +80,24 @@ def test_health_says_serving_only_between_opening_and_draining() -> None:
         assert stream.completion is not None
         assert stopping.result(WAIT_S)
     assert engine.is_closed
+
+
+def test_health_tells_of_parts_that_the_server_can_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def status(server: InProcessServer, name: str, wanted: int) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while server.app.health._server_status.get(name) != wanted:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.005)
+
+    with InProcessServer(CountingEngine()) as server, Client(server.address) as client:
+        watching = server.begin(app.watch_parts(server.app, every_s=0.005))
+        server.call(status(server, app.CACHE_NAME, SERVING))
+        problem = "the store: gone; the cache goes on without it and tries again"
+        with monkeypatch.context() as gone:
+            gone.setattr(Answers, "health", property(lambda _: problem))
+                assert set(statuses(server.address).values()) == {SERVING}
+            assert client.complete("7", max_tokens=1).text == "8 "
+        server.call(status(server, app.CACHE_NAME, SERVING))
+        watching.cancel()
 
 
 def test_a_stream_that_outlasts_the_draining_is_told_so() -> None:

@@ -87,7 +87,7 @@ def play(
     engine = CountingEngine(is_gated=is_gated, num_slots=num_slots, max_waiting=max_waiting)
 
     async def run() -> None:
-        rig = Rig(engine, config or ServerConfig(chunk_interval_s=0.0, prefetch=False))
+        rig = Rig(engine, config or ServerConfig(trim="off", chunk_interval_s=0.0, prefetch=False))
         await scenario(rig)
         await rig.on_thread(engine.wait_until_empty)
         assert rig.admission.num_in_flight == 0
@@ -190,7 +190,7 @@ def test_a_request_without_a_deadline_has_the_servers() -> None:
         with pytest.raises(DeadlineError, match=r"within 0\.04 s"):
             await anext(rig.ask())
 
-    play(scenario, is_gated=True, config=ServerConfig(default_deadline_s=0.04))
+    play(scenario, is_gated=True, config=ServerConfig(trim="off", default_deadline_s=0.04))
 
 
 def test_a_full_server_refuses_one_more_while_the_others_go_on() -> None:
@@ -202,7 +202,7 @@ def test_a_full_server_refuses_one_more_while_the_others_go_on() -> None:
         rig.engine.allow()
         assert await asyncio.gather(*running) == ["8 ", "8 "]
 
-    play(scenario, is_gated=True, config=ServerConfig(max_in_flight=2))
+    play(scenario, is_gated=True, config=ServerConfig(trim="off", max_in_flight=2))
 
 
 def test_the_engines_own_refusals_pass_through_and_free_the_place() -> None:
@@ -282,7 +282,7 @@ def test_an_engine_that_speaks_after_the_loop_has_closed_is_not_disturbed() -> N
     engine = CountingEngine(is_gated=True)
 
     async def abandon() -> None:
-        rig = Rig(engine, ServerConfig())
+        rig = Rig(engine, ServerConfig(trim="off"))
         request = rig.ask()
         reading = asyncio.create_task(anext(request))
         await rig.on_thread(engine.wait_until_running, 1)

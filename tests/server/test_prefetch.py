@@ -8,7 +8,7 @@ from tests.server.counting_engine import expected_text
 from tests.server.test_completer import Rig, play
 from tests.server.test_sessions import GREEDY, answer, request
 
-AHEAD = ServerConfig(chunk_interval_s=0.0, prefetch=True)
+AHEAD = ServerConfig(trim="off", chunk_interval_s=0.0, prefetch=True)
 LINES = "first = 7\nsecond = 7\nthird = 7\nfirst = 7\nsecond = "
 """Behind it a 7 was typed each time before; the engine, which counts on, will suggest 8."""
 
@@ -155,7 +155,7 @@ def test_nothing_is_done_ahead_when_it_is_off_or_answers_are_drawn_at_random() -
         assert len(rig.engine.seen) == 1
 
     play(scenario, config=AHEAD)
-    play(scenario, config=ServerConfig(chunk_interval_s=0.0, prefetch=False))
+    play(scenario, config=ServerConfig(trim="off", chunk_interval_s=0.0, prefetch=False))
 
 
 def test_the_threshold_rises_while_work_is_wasted_and_falls_again() -> None:

@@ -222,7 +222,7 @@ def test_text_that_the_pace_holds_back_is_adopted_too() -> None:
         await newer.aclose()
         await older.aclose()
 
-    play(scenario, is_gated=True, config=ServerConfig(chunk_interval_s=100.0, session_linger_s=0.0))
+    play(scenario, is_gated=True, config=ServerConfig(trim="off", chunk_interval_s=100.0, session_linger_s=0.0))
 
 
 def test_a_request_given_up_and_not_adopted_is_cancelled_after_a_moment() -> None:
@@ -235,7 +235,7 @@ def test_a_request_given_up_and_not_adopted_is_cancelled_after_a_moment() -> Non
         await rig.on_thread(rig.engine.wait_until_empty)
         assert list(rig.engine.ends.values()) == ["cancelled"]
 
-    play(scenario, is_gated=True, config=ServerConfig(chunk_interval_s=0.0, session_linger_s=0.02))
+    play(scenario, is_gated=True, config=ServerConfig(trim="off", chunk_interval_s=0.0, session_linger_s=0.02))
 
 
 def test_what_was_cancelled_half_written_answers_nothing_but_is_a_draft() -> None:
@@ -250,7 +250,7 @@ def test_what_was_cancelled_half_written_answers_nothing_but_is_a_draft() -> Non
         assert (await answer(rig, request("78")))[1] == "model"
         assert rig.engine.seen[-1].draft == " 9 "
 
-    play(scenario, is_gated=True, config=ServerConfig(chunk_interval_s=0.0, session_linger_s=0.0))
+    play(scenario, is_gated=True, config=ServerConfig(trim="off", chunk_interval_s=0.0, session_linger_s=0.0))
 
 
 def test_a_superseded_suggestion_is_the_draft_of_the_next_request() -> None:
@@ -334,7 +334,7 @@ def test_however_requests_cross_each_other_each_ends_once_and_nothing_is_left_ru
         if reading and not reading[-1].cancelled():
             assert not isinstance(ends[-1], RequestCancelledError)
 
-    play(scenario, is_gated=True, config=ServerConfig(chunk_interval_s=0.0, session_linger_s=0.001))
+    play(scenario, is_gated=True, config=ServerConfig(trim="off", chunk_interval_s=0.0, session_linger_s=0.001))
 
 
 def test_a_session_keeps_so_many_suggestions_and_so_many_bytes() -> None:
@@ -348,11 +348,11 @@ def test_a_session_keeps_so_many_suggestions_and_so_many_bytes() -> None:
         await answer(rig, request("9 " + "x" * 30_000))
         assert 30_000 < session.num_bytes < 40_000
 
-    play(scenario, config=ServerConfig(session_bytes=20_000, chunk_interval_s=0.0))
+    play(scenario, config=ServerConfig(trim="off", session_bytes=20_000, chunk_interval_s=0.0))
 
 
 def test_all_sessions_together_keep_so_many_bytes_and_documents_count() -> None:
-    sessions = Sessions(ServerConfig(session_bytes=20_000, sessions_bytes=20_000))
+    sessions = Sessions(ServerConfig(trim="off", session_bytes=20_000, sessions_bytes=20_000))
     for name in "abc":
         sessions.session("", name).document = Document("x" * 9_000, cursor=0, number=1, max_bytes=10_000)
         sessions.session("", name)
@@ -379,7 +379,7 @@ def test_a_newer_keystroke_cancels_what_is_sampled_with_a_seed_too() -> None:
 
 def test_the_session_unused_for_longest_goes_first_when_all_are_too_large_too_many_or_old() -> None:
     now_s = [0.0]
-    config = ServerConfig(max_sessions=2, session_idle_s=10.0)
+    config = ServerConfig(trim="off", max_sessions=2, session_idle_s=10.0)
     sessions = Sessions(config, clock=lambda: now_s[0])
     first = sessions.session("", "1")
     second = sessions.session("", "2")

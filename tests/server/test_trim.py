@@ -289,3 +289,12 @@ def test_a_request_that_somebody_else_cancels_stays_cancelled() -> None:
     sunk.take("", "cancelled", "cancelled")
     assert sunk.outputs[-1].finish is not None
     assert sunk.outputs[-1].finish.state == "cancelled"
+
+
+def test_an_answer_of_the_model_is_never_made_empty() -> None:
+    again = Trimmer("    for c in s:\n", "        depth -= 1\n        print(c)\n", path="a.py")
+    assert again.push("        depth -= 1\n        depth -= 1\n") == ("        depth -= 1", True)
+    right = Trimmer("    for n in s:\n", "        return n\n        break\n", path="a.py")
+    assert (right.push("        return n")[0] + right.flush()).strip() == "return n"
+    outside = Trimmer("def f(x):\n    if x:\n", "\n", path="a.py")
+    assert outside.push("    return x\n\n\ndef g") == ("    return x", True)
