@@ -94,7 +94,8 @@ def test_health_tells_of_parts_that_the_server_can_do_without(monkeypatch: pytes
         problem = "the store: gone; the cache goes on without it and tries again"
         with monkeypatch.context() as gone:
             gone.setattr(Answers, "health", property(lambda _: problem))
-                assert set(statuses(server.address).values()) == {SERVING}
+            server.call(status(server, app.CACHE_NAME, NOT_SERVING))
+            assert set(statuses(server.address).values()) == {SERVING}
             assert client.complete("7", max_tokens=1).text == "8 "
         server.call(status(server, app.CACHE_NAME, SERVING))
         watching.cancel()
