@@ -47,8 +47,8 @@ LOADING_THREAD = "load-engine"
 WATCH_S = 0.5
 """How often the engine, and the parts that the server can do without, are looked after."""
 CACHE_NAME, FEEDBACK_NAME = f"{SERVICE_NAME}/cache", f"{SERVICE_NAME}/feedback"
-"""Services of `grpc.health.v1` that tell of such parts: NOT_SERVING while the shared store is gone, or records cannot be
-written. The server as a whole serves on meanwhile."""
+"""Services of `grpc.health.v1` that tell of such parts: NOT_SERVING while the shared store is gone, or records cannot
+be written. The server as a whole serves on meanwhile."""
 LAST_WORDS_S = 1.0
 """Seconds that the last status codes get to reach their clients once the engine has stopped."""
 

@@ -384,6 +384,23 @@ def test_what_became_of_suggestions_is_counted_by_source(
     assert stream.suggestion(stream.send(move=pb.MoveCursor(cursor=0)))[0] == expected_text("", 12)
 
 
+def test_accepted_text_is_looked_for_again_after_a_while(
+    stream: Stream, server: InProcessServer, engine: CountingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.session_service.STILL_THERE_S", 0.02)
+    told: list[Any] = []
+    monkeypatch.setattr(server.app.metrics, "count_suggestion", lambda *counted: told.append(counted))
+    engine.allow(12)
+    state = stream.open("7")
+    text, _ = stream.suggestion(state)
+    stream.type(1, text, quiet=True)
+    stream.send(accepted=pb.SuggestionAccepted(suggestion=state))
+    wait_until(lambda: ("kept", "model") in told)
+    stream.send(edit=pb.EditDocument(patches=[pb.Patch(start=1, end=4, text="")], cursor=1, quiet=True))
+    stream.send(accepted=pb.SuggestionAccepted(suggestion=state))
+    wait_until(lambda: ("gone", "model") in told)
+
+
 @pytest.mark.parametrize("how", ["cancel", "end", "close the channel"])
 @pytest.mark.parametrize("moment", ["before anything", "waiting", "writing", "done"])
 def test_a_stream_that_goes_away_at_any_moment_leaves_nothing_running(
