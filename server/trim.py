@@ -6,9 +6,8 @@
 A completion is a line where code stands around the cursor or a statement has begun, and a block where one has been
 opened or the line is empty: up to the line that is indented less, or the bracket that closes the block; at the top of a
 file, and where a definition was begun, up to its end. Whatever it is, it ends before a bracket that nothing opened,
-before it would repeat the next line below, and when it goes round in circles; but a line that is all the model has to
-say is left, though it repeats the next one or is indented less than its block. At its end it leaves out what stands
-right of the cursor already (but for a whole line that is all of it), and trailing space.
+before it would repeat the next line below, and when it goes round in circles. At its end it leaves out what stands
+right of the cursor already, unless the cursor's line is empty left of it and nothing would be left; and trailing space.
 
 Knows no transport and no engine. Invariants: the texts returned, joined, are a prefix of the text pushed; that prefix
 does not depend on how the text was split; what was returned is never taken back.
@@ -153,7 +152,7 @@ class Trimmer:
         if self._word is not None:
             self._decide()
         if self._end_at is None and self._is_repeated():
-            self._end_at = self._end_of_repetition()
+            self._end_at = self._line_end_above
         if self._end_at is None:
             self._end_at = self._count if self._tail else self._content_end
         return self._finish(self._end_at)
@@ -313,7 +312,7 @@ class Trimmer:
         if self._word is not None:
             self._decide()
         if self._end_at is None and self._is_repeated():
-            self._end_at = self._end_of_repetition()
+            self._end_at = self._line_end_above
         line = self._line.rstrip()
         if self._end_at is None and line:
             self._note_line(line)
@@ -340,13 +339,6 @@ class Trimmer:
         """Tell whether the line is one that must not come again."""
         line = self._line.rstrip()
         return self._has_text and any(line == suspect for suspect in self._suspects)
-
-    def _end_of_repetition(self) -> int:
-        """Return where the text ends whose last line must not come again: above it, or behind it if it is the first.
-
-        Nothing is left out of an answer that has nothing else.
-        """
-        return self._line_end_above or self._content_end
 
     def _note_line(self, line: str) -> None:
         """Keep what later lines are compared with."""

@@ -66,7 +66,7 @@ PYTHON = [
     ("a body from its colon on", "if x:", "\n    a\nb\n", "", "\n    a"),
     ("a body on the line of its colon", "if x:", " a\nb\n", "", " a"),
     ("a body at else", "if x:\n    ", "a\nelse:\n    b\n", "", "a"),
-    ("no body at all", "if x:\n", "b\nc\n", "", ""),
+    ("a line where a body was to be", "if x:\n", "b\nc\n", "", "b"),
     ("a head of several lines", "if (a and\n        b):\n    ", "c\nd\n", "", "c"),
     (
         "deeper blocks belong to it",
@@ -291,10 +291,6 @@ def test_a_request_that_somebody_else_cancels_stays_cancelled() -> None:
     assert sunk.outputs[-1].finish.state == "cancelled"
 
 
-def test_an_answer_of_the_model_is_never_made_empty() -> None:
-    again = Trimmer("    for c in s:\n", "        depth -= 1\n        print(c)\n", path="a.py")
-    assert again.push("        depth -= 1\n        depth -= 1\n") == ("        depth -= 1", True)
-    right = Trimmer("    for n in s:\n", "        return n\n        break\n", path="a.py")
-    assert (right.push("        return n")[0] + right.flush()).strip() == "return n"
-    outside = Trimmer("def f(x):\n    if x:\n", "\n", path="a.py")
-    assert outside.push("    return x\n\n\ndef g") == ("    return x", True)
+def test_a_line_ahead_of_one_that_is_the_same_is_not_taken_for_that_one() -> None:
+    assert trim("for n in s:\n", "    return n", "    return n\n    break\n").strip() == "return n"
+    assert trim("x = f(a", ", b)", ", b)\n") == ""
