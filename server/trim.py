@@ -107,7 +107,8 @@ class Trimmer:
         self._height = self._entry
         self._word: str | None = None  # its first word, while the word may go on and decides something
         self._line_end_above = 0
-        self._suspects = [self._below] if self._below.startswith(head) and _has_word(self._below) else []
+        is_next = self._below.startswith(head) and not (self._is_line_start and tail.strip())
+        self._suspects = [self._below] if is_next and _has_word(self._below) else []
         # lines above
         self._is_continued = False
         self._is_after_blank = False
