@@ -20,7 +20,7 @@ from tests.server.counting_engine import CountingEngine
 
 
 def load_engine(model: Path | None, config: Any, *, on_progress: Callable[[str], None]) -> CountingEngine:
-    """Stand in for `engine.loader.load_engine`."""
+    """Stand in for `engine.loader.load_engine` and `load_replicas`."""
     on_progress("learning to count")
     time.sleep(float(os.environ.get("COUNTING_LOAD_S", "0")))
     if "COUNTING_LOAD_ERROR" in os.environ:
@@ -33,6 +33,6 @@ def load_engine(model: Path | None, config: Any, *, on_progress: Callable[[str],
 
 if __name__ == "__main__":
     loader = types.ModuleType("engine.loader")
-    loader.load_engine = load_engine  # type: ignore[attr-defined]
+    loader.load_engine = loader.load_replicas = load_engine  # type: ignore[attr-defined]
     sys.modules["engine.loader"] = loader
     main(["serve", "--set", "cache.shared=none", "--set", "cache.snapshot_s=0", *sys.argv[1:]])
