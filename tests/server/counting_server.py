@@ -35,4 +35,15 @@ if __name__ == "__main__":
     loader = types.ModuleType("engine.loader")
     loader.load_engine = loader.load_replicas = load_engine  # type: ignore[attr-defined]
     sys.modules["engine.loader"] = loader
-    main(["serve", "--set", "cache.shared=none", "--set", "cache.snapshot_s=0", *sys.argv[1:]])
+    main(
+        [
+            "serve",
+            "--set",
+            "cache.shared=none",
+            "--set",
+            "cache.snapshot_s=0",
+            "--set",
+            "server.trim=off",
+            *sys.argv[1:],
+        ]
+    )
