@@ -173,7 +173,7 @@ class Prefetcher:
 
     def _go_on(self, plan: _Plan, session: Session, sampling: SamplingParams, tenant: str) -> None:
         """Begin the next guess of a plan, if it still is of use."""
-        while plan.waiting and not plan.is_over and self._is_idle():
+        while plan.waiting and not (plan.is_over or session.is_forgotten) and self._is_idle():
             candidate = plan.waiting.pop(0)
             if session.has_answer(candidate.request, sampling):
                 continue

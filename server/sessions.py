@@ -56,6 +56,8 @@ class Session:
         self._suggestion_bytes = 0
         self.document: Document | None = None
         """The open document, where a stream keeps one."""
+        self.is_forgotten = False
+        """Whether nothing is to be begun for it any more."""
         self.last_used_s = 0.0
         self.counted_bytes = 0
         """What the table of sessions has counted of it, when it was used last."""
@@ -112,6 +114,7 @@ class Session:
 
     def forget(self) -> None:
         """Forget everything; what nobody reads is cancelled."""
+        self.is_forgotten = True
         for suggestion in self._suggestions:
             suggestion.generation.forget()
         self._suggestions.clear()

@@ -168,3 +168,19 @@ def test_the_threshold_rises_while_work_is_wasted_and_falls_again() -> None:
         assert prefetcher.least_probability < usual
 
     play(scenario, config=AHEAD)
+
+
+def test_nothing_is_begun_for_a_session_that_was_forgotten() -> None:
+    async def scenario(rig: Rig) -> None:
+        asking = asyncio.create_task(answer(rig, request(LINES)))
+        await rig.on_thread(rig.engine.wait_until_running, 1)
+        rig.engine.allow(12)
+        await asking
+        await rig.on_thread(rig.engine.wait_for, lambda: len(rig.engine.seen) == 2)
+        rig.sessions.close("", "s")
+        rig.engine.allow(100)
+        await settle(rig)
+        await asyncio.sleep(0.02)
+        assert len(rig.engine.seen) == 2
+
+    play(scenario, config=AHEAD, is_gated=True)
