@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format proto structure starter loadtest clean
+.PHONY: help demo test check format proto structure starter loadtest bench chaos clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -48,6 +48,18 @@ SECONDS ?= 300
 
 loadtest: $(INSTALLED) ## five minutes of typing and bursts against a server that is started for it (TRACE, ARRIVALS, USERS, SECONDS)
 	$(BIN)/python -m cloudcomplete loadtest mixed --users $(USERS) --seconds $(SECONDS) --trace $(TRACE) --arrivals $(ARRIVALS)
+
+BENCHES ?= ablation rivals bursts
+
+bench: $(INSTALLED) ## run BENCHES and write docs/benchmarks.md from their results (CLOUDCOMPLETE_TRACE, _ARRIVALS, _PEERS)
+	mkdir -p docs/benchmarks
+	for name in $(BENCHES); do $(BIN)/python -m cloudcomplete bench $$name --json docs/benchmarks/$$name.json || exit 1; done
+	$(BIN)/python -m loadtest.bench_page docs/benchmarks docs/benchmarks.md
+
+chaos: $(INSTALLED) ## put a server under every fault and say what was lost and how long it took to be well again
+	mkdir -p docs/benchmarks
+	$(BIN)/python -m cloudcomplete bench faults --json docs/benchmarks/faults.json
+	$(BIN)/python -m loadtest.bench_page docs/benchmarks docs/benchmarks.md
 
 clean: ## remove the environment and what tools left behind
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

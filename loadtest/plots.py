@@ -137,6 +137,23 @@ def stacked_bars(title: str, bars: Mapping[str, Mapping[str, int]], *, x_label: 
     return drawing.to_svg()
 
 
+def bars(title: str, values: Mapping[str, float], *, x_label: str) -> bytes:
+    """Return a picture of one number for each name, from 0 on."""
+    bottom = _TOP + len(values) * (_BAR_HEIGHT + _BAR_GAP)
+    drawing = _Drawing(title, bottom + 56)
+    greatest = max(values.values(), default=0.0) or 1.0
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        x = _LEFT + _PLOT_WIDTH * share
+        drawing.line(x, _TOP, x, bottom, "grid")
+        drawing.text(x, bottom + 18, f"{greatest * share:,.3g}", anchor="middle")
+    drawing.text(_LEFT + _PLOT_WIDTH / 2, bottom + 42, x_label, anchor="middle")
+    for row, (label, value) in enumerate(values.items()):
+        y, width = _TOP + 9 + row * (_BAR_HEIGHT + _BAR_GAP), _PLOT_WIDTH * max(0.0, value) / greatest
+        drawing.rect(_LEFT, y, width, _BAR_HEIGHT, "bar s0")
+        drawing.text(_LEFT + width + 6, y + _BAR_HEIGHT / 2 + 5, f"{label}: {value:,.3g}")
+    return drawing.to_svg()
+
+
 def write_plots(directory: Path, plots: Mapping[str, bytes]) -> list[Path]:
     """Write each plot to `directory/NAME.svg`, making the directory; return the paths; raises ReportError."""
     make_directory(directory)

@@ -93,7 +93,7 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
         for name, directory in directories.items():
             for kind in ("f32", "q8_0"):
                 on_progress(f"{name}: converting to {kind}")
-                _convert(peers, directory, _gguf(scratch, name, kind), kind)
+                convert(peers, directory, _gguf(scratch, name, kind), kind)
             for case, figures in _measure_model(peers, name, directory, scratch, on_progress).items():
                 rows.append({"model": name, "case": case, **figures})
         figures = _measure_drafted(peers, _gguf(scratch, "starter", "f32"), on_progress)
@@ -223,7 +223,7 @@ def _llama_server(peers: Peers, model: Path) -> Iterator[str]:
     try:
         address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + _START_S
-        while not _is_healthy(address):
+        while not is_healthy(address):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RunError(f"{command[0]} does not serve within {_START_S} s; run it by hand to see why")
             time.sleep(0.2)
@@ -233,7 +233,8 @@ def _llama_server(peers: Peers, model: Path) -> Iterator[str]:
         process.wait()
 
 
-def _is_healthy(address: str) -> bool:
+def is_healthy(address: str) -> bool:
+    """Tell whether a server of llama.cpp answers."""
     try:
         with urllib.request.urlopen(f"{address}/health", timeout=1):
             return True
@@ -241,7 +242,8 @@ def _is_healthy(address: str) -> bool:
         return False
 
 
-def _convert(peers: Peers, directory: Path, out: Path, kind: str) -> None:
+def convert(peers: Peers, directory: Path, out: Path, kind: str) -> None:
+    """Write a model directory as GGUF of a kind, such as f32; raises RunError."""
     script = _SCRIPTS / "convert_to_gguf.py"
     peers.run([str(peers.python), str(script), str(peers.llama_cpp), str(directory), str(out), kind])
 

@@ -7,12 +7,15 @@ import msgspec
 
 from loadtest import report
 from loadtest.benchmarks import (
+    ablation,
     attention,
+    bursts,
     context,
     decode,
     dispatch,
     drafts,
     embedding,
+    faults,
     gpu,
     int8,
     keystroke,
@@ -21,6 +24,7 @@ from loadtest.benchmarks import (
     peers,
     prefill,
     products,
+    rivals,
     similarity,
     sparse,
     sparse_quality,
@@ -52,12 +56,20 @@ class Benchmark(msgspec.Struct, frozen=True, kw_only=True):
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
+        Benchmark(
+            name="ablation", summary="all features against none, and without each in turn", measure=ablation.measure
+        ),
+        Benchmark(
+            name="bursts", summary="a production trace at 1, 2, 5 times its pace; overload", measure=bursts.measure
+        ),
+        Benchmark(name="rivals", summary="typing beside llama.cpp's server (docs/peers.md)", measure=rivals.measure),
         Benchmark(name="attention", summary="attention paths side by side", measure=attention.measure),
         Benchmark(name="context", summary="lines right with text of other files, and without", measure=context.measure),
         Benchmark(name="decode", summary="tokens per second at 1, 4, 16 concurrent requests", measure=decode.measure),
         Benchmark(name="dispatch", summary="weights as plain arrays and as a module", measure=dispatch.measure),
         Benchmark(name="embedding", summary="ways to find places with the same text", measure=embedding.measure),
         Benchmark(name="drafts", summary="tokens that drafts foresee, and what looking costs", measure=drafts.measure),
+        Benchmark(name="faults", summary="a server under each fault (make chaos)", measure=faults.measure),
         Benchmark(name="gpu", summary="a 7 B shape in bfloat16 on a GPU", measure=gpu.measure),
         Benchmark(name="int8", summary="int8 weights over float32: speed of steps and prompts", measure=int8.measure),
         Benchmark(name="keystroke", summary="one more character on a long prompt", measure=keystroke.measure),

@@ -1,0 +1,117 @@
+"""Writes `docs/benchmarks.md` and its plots from the results in `docs/benchmarks/*.json`, and from nothing else.
+
+`python -m loadtest.bench_page DIRECTORY PAGE` after `bench NAME --json DIRECTORY/NAME.json`; `make bench` does both. A
+figure on the page is one that a run has written; what is worse than the peer is marked as such.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from loadtest import plots
+from loadtest.report import Number, Result, format_number, read_result
+
+_TITLES = {
+    "ablation": "What each part is worth",
+    "rivals": "Beside llama.cpp's server",
+    "bursts": "Bursts and overload",
+    "soak": "Soak",
+    "faults": "Faults under load",
+}
+_AIMS: dict[str, tuple[str, float]] = {
+    "latency_p50_cut_share": (">=", 0.762),
+    "sustained_users_ratio": (">=", 4.2),
+    "first_text_p95_over_llamacpp": ("<=", 0.5),
+    "sustained_users_over_llamacpp": (">=", 2.0),
+    "overload_first_text_p95_over_unloaded": ("<=", 2.0),
+    "overload_whole_p95_over_unloaded": ("<=", 2.0),
+    "idle_sessions_mb": ("<=", 500.0),
+}
+_WORSE_ABOVE_ONE = ("first_text_p50_over_llamacpp", "first_text_p95_over_llamacpp")
+_MOST_ROWS = 24
+_MOST_COLUMNS = 7
+
+
+def write_page(directory: Path, page: Path) -> None:
+    """Write the page and its plots; raises ReportError."""
+    results = {path.stem: read_result(path) for path in sorted(directory.glob("*.json"))}
+    order = [name for name in _TITLES if name in results] + [name for name in results if name not in _TITLES]
+    drawn = plots.write_plots(directory, draw(results))
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench` from the results in `docs/benchmarks/`; nothing here is typed by hand. What a figure",
+        "means is said in the benchmark's own file, `loadtest/benchmarks/NAME.py`, and in `docs/results.md`.",
+    ]
+    for name in order:
+        lines += ["", *describe(name, results[name])]
+        lines += [f"![{path.stem}]({directory.name}/{path.name})" for path in drawn if path.stem.split("-")[0] == name]
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def describe(name: str, result: Result) -> list[str]:
+    """Return the section of one result."""
+    machine = ", ".join(f"{what} {value}" for what, value in result.machine.items())
+    versions = ", ".join(f"{package} {version}" for package, version in result.versions.items())
+    lines = [
+        f"## {_TITLES.get(name, name)}",
+        "",
+        f"`{result.command}`, {result.measured_at}. {machine}. {versions}.",
+        "",
+    ]
+    if result.partial:
+        lines += ["**Partial: the run ended early; these are the figures of what was done.**", ""]
+    lines += ["| figure | value | aim | |", "|---|---:|---|---|"]
+    for figure, value in result.headline.items():
+        aim, verdict = judge(figure, value)
+        lines.append(f"| `{figure}` | {format_number(value)} | {aim} | {verdict} |")
+    lines += ["", *(f"- {note}" for note in result.notes)]
+    return [*lines, *_table(result.rows)]
+
+
+def judge(figure: str, value: Number) -> tuple[str, str]:
+    """Return a figure's aim and what came of it; empty where there is none."""
+    said = "worse than llama.cpp" if figure in _WORSE_ABOVE_ONE and value is not None and value > 1 else ""
+    if figure == "sustained_users_over_llamacpp" and value is not None and value < 1:
+        said = "worse than llama.cpp"
+    if figure not in _AIMS:
+        return "", said
+    relation, bound = _AIMS[figure]
+    is_met = value is not None and (value >= bound if relation == ">=" else value <= bound)
+    return f"{relation} {bound:g}", ", ".join(part for part in ("met" if is_met else "not met", said) if part)
+
+
+def draw(results: Mapping[str, Result]) -> dict[str, bytes]:
+    """Return the plots by name, each beginning with the name of its result."""
+    drawn = {}
+    for name, result in results.items():
+        if name in ("ablation", "bursts"):
+            key = "variant" if name == "ablation" else "case"
+            values = {row[key]: row["first_text_p95_ms"] for row in result.rows if row.get("first_text_p95_ms")}
+            drawn[f"{name}-p95"] = plots.bars("95th percentile of the time to first text", values, x_label="ms")
+    return drawn
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    columns = list(dict.fromkeys(name for row in rows for name in row))[:_MOST_COLUMNS]
+    if not rows or len(rows) > _MOST_ROWS:
+        return []
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    return [
+        "",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
+        *(f"| {' | '.join(line)} |" for line in cells),
+        "",
+    ]
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == "":
+        return ""
+    return format_number(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+
+if __name__ == "__main__":
+    write_page(Path(sys.argv[1]), Path(sys.argv[2]))
