@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -93,11 +94,13 @@ def test_after_kill_9_clients_are_told_and_the_next_server_answers_them() -> Non
     port = free_port()
     process = start(port, COUNTING_GATED="1")
     with Client(f"127.0.0.1:{port}") as client:
-        stream = client.stream("x = 1", max_tokens=4)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        with pytest.raises(UnavailableError):
-            next(stream)
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(next, client.stream("x = 1", max_tokens=4))
+            time.sleep(0.3)  # the request is with the server, which never answers it
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            with pytest.raises(UnavailableError):
+                reading.result(30)
         process = start(port)
         try:
             deadline_s = time.monotonic() + 30
