@@ -33,7 +33,8 @@ from server.repositories import Repositories
 from server.repository_snapshot import snapshot_path, take_snapshot, write_snapshot
 from server.types import CompletionRequest
 
-_ROWS_PER_LANGUAGE = 100
+_ROWS_PER_LANGUAGE = 60
+_ROWS_AT_ONCE = 64
 _SEED = 20
 _MAX_TOKENS = 48
 _AT_ONCE = 8
@@ -58,13 +59,14 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
     """Ask for all rows twice."""
     documents = gather_documents()
     rows = make_rows(documents, cursor="line", per_language=_ROWS_PER_LANGUAGE, seed=_SEED)
+    random.Random(_SEED).shuffle(rows)  # all languages from the beginning
     engine = load_engine()
     try:
         contexts = choose_contexts(documents, rows, max_tokens=engine.stats().max_context - _MAX_TOKENS)
         on_progress(f"{len(rows):,} rows, {sum(map(bool, contexts)):,} of them with context")
         without, given = list[Answer](), list[Answer]()
-        for start in range(0, len(rows), _ROWS_PER_LANGUAGE):
-            part = slice(start, start + _ROWS_PER_LANGUAGE)
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
             without += ask(engine, rows[part], [()] * len(rows[part]))
             given += ask(engine, rows[part], contexts[part])
             pairs = [
