@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +25,7 @@ import numpy as np
 import optax
 from flax import nnx
 from rich.console import Console
+from rich.progress import Progress as ProgressBar
 
 from engine.model.config import ModelConfig
 from engine.model.transformer import Transformer, rope_table
@@ -307,7 +308,10 @@ class Trainer:
             number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)
         }
         try:
-            self._loop(num_steps or sys.maxsize, num_s or math.inf, stopped, console)
+            with ProgressBar(console=console, transient=True) as bar:
+                task = bar.add_task(self.progress.phase, total=1.0)
+                for done_share in self._loop(num_steps or sys.maxsize, num_s or math.inf, stopped, console):
+                    bar.update(task, completed=done_share, description=f"{self.progress.phase} {self.progress.step}")
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -325,7 +329,8 @@ class Trainer:
         pairs = [self._losses(self.state.params, batch.tokens, batch.kinds) for batch in self._held_out_rows]
         return float(np.mean([pair[0] for pair in pairs])), float(np.mean([pair[1] for pair in pairs]))
 
-    def _loop(self, num_steps: int, num_s: float, stopped: threading.Event, console: Console) -> None:
+    def _loop(self, num_steps: int, num_s: float, stopped: threading.Event, console: Console) -> Iterator[float]:
+        """Train, and yield after each step which share of the phase is done."""
         is_decay = self.progress.phase == "decay"
         length = self.config.decay_row_length if is_decay else self.config.row_length
         num_rows = self.config.decay_rows_per_step if is_decay else self.config.rows_per_step
@@ -361,6 +366,8 @@ class Trainer:
                 if now - last_save >= self.config.checkpoint_s:
                     self.save()
                     last_save = time.monotonic()
+                shares = self.progress.phase_step / num_steps, self.progress.phase_s / num_s
+                yield max(*shares, decayed_share(self.progress) if is_decay else 0.0)
 
     def _write_log(self, metrics: list[Metrics], speed: float, console: Console, *, measures_held_out: bool) -> None:
         means = np.mean(np.array([[float(value) for value in step] for step in metrics]), axis=0)

@@ -1,3 +1,4 @@
+import io
 import itertools
 
 import jax
@@ -45,6 +46,13 @@ def make_trainer(documents, tokenizer, config, tmp_path):
 def assert_same_state(one: Trainer, other: Trainer) -> None:
     for left, right in zip(jax.tree.leaves(one.state), jax.tree.leaves(other.state), strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+def test_a_bar_shows_how_far_a_phase_is(make_trainer) -> None:
+    shown = io.StringIO()
+    make_trainer("bar").run(num_steps=2, console=Console(file=shown, force_terminal=True, width=100))
+    assert "stable 2" in shown.getvalue()
+    assert "100%" in shown.getvalue()
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_through_both_phases(make_trainer, tmp_path) -> None:
