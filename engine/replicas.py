@@ -303,4 +303,5 @@ def _sum(stats: list[EngineStats]) -> EngineStats:
     sums = {name: sum(getattr(one, name) for one in stats) for name in names if name != "num_sparse_fallbacks"}
     sums["num_sparse_fallbacks"] = dict(reasons)
     held = sum(one.kv_usage * one.num_slots for one in stats)
-    return EngineStats(**sums | {"kv_usage": held / sums["num_slots"] if sums["num_slots"] else 0.0})
+    usage = held / sums["num_slots"] if sums["num_slots"] else 0.0
+    return EngineStats(**sums | {"kv_usage": usage, "max_context": max(one.max_context for one in stats)})

@@ -90,6 +90,7 @@ def test_replicas_answer_as_one_engine_does(
     stats = replicas.stats()
     assert (stats.num_slots, stats.num_finished) == (8, 8)
     assert all(one.engine.num_finished for one in replicas.replica_stats()), "one replica did everything"
+    assert stats.max_context == replicas.replica_stats()[0].engine.max_context > 0, "room of one sequence is no sum"
     replicas.check_integrity()
 
 
