@@ -8,6 +8,7 @@ import contextlib
 import inspect
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -133,6 +134,8 @@ def _serve_at(chosen: Mapping[str, Sequence[str]], crons: Mapping[str, str], api
                 f"{name}: {cron!r} is no cron schedule ({error}); expected such as '0 3 * * *'"
             ) from None
     print(f"serving {', '.join(chosen)} at {api_url}", flush=True)  # noqa: T201
+    # On SIGTERM Prefect's runner leaves a coroutine behind; it stops all the same.
+    warnings.filterwarnings("ignore", message="coroutine 'Runner.astop' was never awaited")
     prefect.serve(*deployments, print_starting_message=False)
 
 
