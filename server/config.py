@@ -45,7 +45,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """A suggestion that its limit of tokens cut off answers later keystrokes while at least so much of it is left."""
     prefetch: bool = True
     """Answer what a session is likely to ask next before it does, while nobody waits for the engine."""
-    prefetch_least_probability: float = 0.3
+    prefetch_least_probability: float = 0.4
     """How likely a request has to be to be answered ahead; more where too much of the work turns out to be wasted."""
     prefetch_wasted_share: float = 0.45
     """Share of the tokens written ahead that may be wasted, 0 to 1."""
