@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cloudcomplete.commands import (
+    allocator,
     bench,
     cache,
     complete,
@@ -24,7 +25,7 @@ from cloudcomplete.commands import (
     serve,
 )
 
-COMMANDS = (serve, complete, evaluate, replay, loadtest, info, partition, flows, cache, index, bench)
+COMMANDS = (serve, complete, evaluate, replay, loadtest, info, partition, flows, allocator, cache, index, bench)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,7 +71,9 @@ def _is_expected(error: Exception) -> bool:
     from cloudcomplete.errors import CommandError
     from engine.errors import EngineError
     from loadtest.errors import LoadtestError
+    from orchestration.allocator.errors import AllocatorError
     from orchestration.flows.errors import FlowError
     from server.errors import ServerError
 
-    return isinstance(error, (CacheError, CommandError, EngineError, FlowError, LoadtestError, ServerError))
+    expected = (AllocatorError, CacheError, CommandError, EngineError, FlowError, LoadtestError, ServerError)
+    return isinstance(error, expected)

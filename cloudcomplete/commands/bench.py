@@ -36,8 +36,12 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.fail(f"expected one benchmark, got {len(words)}: {' '.join(words)}")
     if arguments.json is not None:
         report.check_writable(arguments.json)
-    from loadtest.benchmarks.registry import BENCHMARKS
+    from loadtest.benchmarks.registry import BENCHMARKS as MEASURED
+    from loadtest.benchmarks.registry import Benchmark
+    from orchestration.allocator import cartpole
 
+    learner = Benchmark(name="cartpole", summary="whether the allocator's learner learns", measure=cartpole.measure)
+    BENCHMARKS = {**MEASURED, learner.name: learner}
     if not words:
         for name, benchmark in BENCHMARKS.items():
             print(f"{name:<12}{benchmark.summary}")

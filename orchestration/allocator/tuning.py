@@ -1,0 +1,49 @@
+"""Grid search: the setting of a policy that costs least and keeps the service level on the tuning stretch.
+
+First the coarse grid, then a finer one around its best, so that no rule loses to another for want of a setting.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestration.allocator.arena import Arena
+from orchestration.allocator.baselines import STATIC, Baseline
+
+_NARROW = 9
+"""Values of the finer grid, along the parameter with the most values."""
+
+
+def tune(
+    policy: Baseline,
+    arena: Arena,
+    attainment: float,
+    *,
+    stretch: tuple[int, int] | None = None,
+    seed: int = 0,
+    features: NDArray[np.float32] | None = None,
+    shared: Any = None,
+) -> tuple[dict[str, float], float, float]:
+    """Return (setting, replica-hours, attainment); without a setting that keeps the level, the one that comes closest."""
+    stretch = stretch or arena.tuning
+
+    def search(settings: list[dict[str, float]]) -> tuple[dict[str, float], float, float]:
+        totals, _ = arena.run(policy, settings, stretch, seed=seed, features=features, shared=shared)
+        reached = 1 - totals.missed / totals.windows
+        keeps = reached >= attainment
+        hours = totals.replica_s / 3600
+        best = int(np.where(keeps, hours, np.inf).argmin()) if keeps.any() else int(reached.argmax())
+        return settings[best], float(hours[best]), float(reached[best])
+
+    coarse = search(policy.settings())
+    if policy is STATIC:
+        return coarse
+    name = max(policy.grid, key=lambda key: len(policy.grid[key]))
+    values = sorted(policy.grid[name])
+    step = float(np.diff(values).max())
+    around = np.linspace(coarse[0][name] - step, coarse[0][name] + step, _NARROW)
+    fine = search([coarse[0] | {name: float(value)} for value in around])
+    if (fine[2] >= attainment, -fine[1]) > (coarse[2] >= attainment, -coarse[1]):
+        return fine
+    return coarse
