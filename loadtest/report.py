@@ -17,8 +17,8 @@ from loadtest.errors import ReportError
 from loadtest.machine import describe_machine, describe_versions
 
 _SHOWN_ERRORS = 5
-Number = int | float | None
-"""A figure; None where there was nothing to measure it from."""
+Number = int | float | str | None
+"""A figure, or a name where what was found is one; None where there was nothing to measure it from."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,17 +80,25 @@ def compare(left: Result, right: Result) -> str:
     for name in left.headline | right.headline:
         a, b = left.headline.get(name), right.headline.get(name)
         cells = (format_number(run.headline[name]) if name in run.headline else "absent" for run in (left, right))
-        lines.append([name, *cells, f"{b / a:.3f}" if a and b is not None else "-"])
+        lines.append([name, *cells, _ratio(a, b)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
     notes = _differences(left, right)
     return "\n".join([*table, *([""] if notes else []), *notes])
 
 
+def _ratio(a: Number, b: Number) -> str:
+    if isinstance(a, str) or isinstance(b, str) or not a or b is None:
+        return "-"
+    return f"{b / a:.3f}"
+
+
 def format_number(value: Number) -> str:
     """Return a figure as people read it."""
     if value is None:
         return "not measured"
+    if isinstance(value, str):
+        return value
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}"

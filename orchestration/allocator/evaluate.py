@@ -115,9 +115,7 @@ def _judge(
     keeping = [name for name in names if by_name[name]["attainment"] >= attainment]
     notes = []
     if not keeping:
-        notes.append(
-            f"no baseline attains {attainment:.3f} on the test stretch; the one that comes closest is compared"
-        )
+        notes.append(f"no baseline attains {attainment:.3f} on the test stretch; the closest is compared")
     best = (
         min(keeping, key=lambda name: by_name[name]["replica_hours"])
         if keeping

@@ -1,8 +1,8 @@
 """What arrivals so far say about arrivals to come: smoothed rates, bursts, and the time of day.
 
 `Forecaster` takes one interval's count after another, as the live controller does; `foresee` does the same for whole
-traces at once. Features never use an interval's own count or a later one. Rates are given in offered load (replicas kept
-busy), so that they mean the same at every scale. Knows no policy.
+traces at once. Features never use an interval's own count or a later one. Rates are given in offered load
+(replicas kept busy), so that they mean the same at every scale. Knows no policy.
 """
 
 import numpy as np
@@ -46,7 +46,7 @@ class Forecaster:
         self._bin_sum, self._bin_count, self._bin = np.zeros(num_streams), 0, -1
 
     def update(self, rate: NDArray[np.float64], time_s: float) -> None:
-        """Take the rates per second of the interval that ended at `time_s`, [streams]; the day is `time_s` modulo 1 d."""
+        """Take the rates per second, [streams], of the interval that ended at `time_s`, in s of days."""
         if self._count == 0:
             self._levels[:] = rate
             self._past_levels[:] = rate
@@ -110,7 +110,7 @@ class Forecaster:
 def foresee(
     arrivals: NDArray[np.float32], capacity: NDArray[np.float64] | float, *, interval_s: int, start_s: float = 0.0
 ) -> NDArray[np.float32]:
-    """Return features before each interval, [intervals, streams, FEATURES], of arrivals [intervals, interval_s, streams].
+    """Return features before each interval, [intervals, streams, FEATURES], of [intervals, interval_s, streams].
 
     The first interval, before which nothing came, is described by itself.
     """

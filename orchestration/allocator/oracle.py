@@ -39,7 +39,7 @@ def needed_replicas(arena: Arena, stretch: tuple[int, int], *, seed: int) -> NDA
 def plan(
     needed: NDArray[np.int64], *, spared: int, longest_dip: int, window_intervals: int, lead: int
 ) -> NDArray[np.float32]:
-    """Return targets by interval from needs by window: `spared` windows are given up, dips up to `longest_dip` closed."""
+    """Return targets by interval from needs by window; `spared` are given up, dips up to `longest_dip` closed."""
     needed = needed.copy()
     for _ in range(spared):
         around = np.maximum(np.roll(needed, 1), np.roll(needed, -1))
@@ -55,7 +55,8 @@ def plan(
                 needed[place : place + length] = edge
     by_interval = np.repeat(needed, window_intervals).astype(np.float32)
     ahead = np.stack([np.concatenate([by_interval[k:], np.full(k, by_interval[-1])]) for k in range(lead + 1)])
-    return ahead.max(0)
+    targets: NDArray[np.float32] = ahead.max(0)
+    return targets
 
 
 def run_oracle(

@@ -5,10 +5,9 @@ the mean request follow the rate that a replica sustains, and the time to the fi
 time series and no fleet.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 
 
 class StepTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,18 +44,18 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Service(NamedTuple):
     """What the simulator needs of a replica and its requests; plain numbers, or arrays over fleets."""
 
-    capacity: float
+    capacity: Any
     """Requests per second that one replica sustains."""
-    prefill_s: float
+    prefill_s: Any
     """Device time of a mean prompt."""
-    prompt_scv: float
+    prompt_scv: Any
     """Squared coefficient of variation of that time."""
-    base_s: float
-    row_s: float
-    decode_tokens: float
+    base_s: Any
+    row_s: Any
+    decode_tokens: Any
     """Tokens that a request has written, cancelled ones counted by half."""
-    num_slots: float
-    overhead_s: float
+    num_slots: Any
+    overhead_s: Any
 
 
 def describe_service(steps: StepTimes, workload: Workload) -> Service:
@@ -74,10 +73,3 @@ def describe_service(steps: StepTimes, workload: Workload) -> Service:
         num_slots=float(steps.num_slots),
         overhead_s=steps.overhead_s,
     )
-
-
-def running_rows(service: Service, rate: float) -> float:
-    """Return how many sequences decode at `rate` requests per second on one replica, at most all slots."""
-    left = 1 - rate * service.prefill_s - rate * service.decode_tokens * service.row_s
-    rows = rate * service.decode_tokens * service.base_s / np.maximum(left, 1e-9)
-    return float(np.clip(rows, 0, service.num_slots))

@@ -97,16 +97,16 @@ Policy = Callable[[Any, Memory, Observation], tuple[Array, Memory]]
 class Totals(NamedTuple):
     """Sums over a run, [fleets] each."""
 
-    replica_s: Array
-    requests: Array
-    late: Array
-    dropped: Array
-    windows: Array
-    missed: Array
-    changes: Array
-    sum_s: Array
+    replica_s: Any
+    requests: Any
+    late: Any
+    dropped: Any
+    windows: Any
+    missed: Any
+    changes: Any
+    sum_s: Any
     """Of all times to the first token."""
-    over: Array
+    over: Any
     """[fleets, EDGES_S] requests whose first token took longer; zeros unless `has_histogram`."""
 
 
@@ -153,7 +153,8 @@ def unloaded_s(service: Service, rate: Array) -> Array:
     rows = jnp.clip(rate * service.decode_tokens * service.base_s / jnp.maximum(left, 1e-3), 0, service.num_slots)
     step_s = service.base_s + service.row_s * rows
     # It comes in the middle of a step, of which there is one while anything runs; then its own prompt.
-    return service.overhead_s + service.prefill_s + step_s * (1 + jnp.minimum(rows, 1) / 2)
+    unloaded: Array = service.overhead_s + service.prefill_s + step_s * (1 + jnp.minimum(rows, 1) / 2)
+    return unloaded
 
 
 def tail(left: Array, own: Array, chance: Array, wait: Array) -> Array:
@@ -302,8 +303,8 @@ def _seconds(
         behind = unloaded - own + begins + (ends - begins) * point
         late = late + kept * tail(rules.slo_s - behind, own, chance, mean) / len(_POINTS)
         if num_edges:
-            left = EDGES_S - behind[:, :, None]
-            share = tail(left, own[:, None], chance[:, :, None], mean[:, :, None])
+            beyond = EDGES_S - behind[:, :, None]
+            share = tail(beyond, own[:, None], chance[:, :, None], mean[:, :, None])
             over = over + (kept[:, :, None] * share).sum(0) / len(_POINTS)
     sum_s = kept * (unloaded + (begins + ends) / 2 + chance * mean)
     return waiting, served, late.sum(0), dropped.sum(0), sum_s.sum(0), over

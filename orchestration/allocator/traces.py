@@ -59,7 +59,8 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
         if self.is_recorded:
             whole = np.floor(scale)
             counts = self.rates * whole + rng.binomial(self.rates.astype(np.int64), scale - whole)
-            return counts.astype(np.float32)
+            kept: NDArray[np.float32] = counts.astype(np.float32)
+            return kept
         seconds = np.arange(self.duration_s) + 0.5
         middles = (np.arange(len(self.rates)) + 0.5) * self.window_s
         rates = np.interp(seconds, middles, self.rates) * scale
@@ -67,7 +68,8 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True):
         variance = np.log1p(np.maximum(excess, 0) / (2 * _BURST_S * np.maximum(rates, 1e-9)))
         factor = _ar1(rng.standard_normal(len(rates)), np.exp(-1 / _BURST_S))
         rates = rates * np.exp(np.sqrt(variance) * factor - variance / 2)
-        return rng.poisson(rates).astype(np.float32)
+        drawn: NDArray[np.float32] = rng.poisson(rates).astype(np.float32)
+        return drawn
 
 
 def _ar1(noise: NDArray[np.float64], keep: float) -> NDArray[np.float64]:
@@ -82,7 +84,8 @@ def _ar1(noise: NDArray[np.float64], keep: float) -> NDArray[np.float64]:
     for row, values in enumerate(inner):
         out[row] = values + decay * state
         state = out[row, -1]
-    return out.reshape(-1)[: len(noise)]
+    process: NDArray[np.float64] = out.reshape(-1)[: len(noise)]
+    return process
 
 
 def read_trace(path: Path) -> Trace:

@@ -37,7 +37,8 @@ from orchestration.allocator.policy import (
     start_corrected,
 )
 from orchestration.allocator.ppo import PpoConfig, begin, update
-from orchestration.allocator.simulator import LATE_SHARE, Fleet, Observation, Service, Traffic, advance, guard, start
+from orchestration.allocator.service import Service
+from orchestration.allocator.simulator import LATE_SHARE, Fleet, Observation, Traffic, advance, guard, start
 from orchestration.allocator.tuning import tune
 
 _SCALES = (0.7, 0.85, 1.0, 1.15)
@@ -142,7 +143,7 @@ def _replay_base(
         fleet, _ = advance(arena.rules, service, fleet, target, inputs)
         return (fleet, memory), state[0]
 
-    run = jax.jit(lambda carry, xs: jax.lax.scan(interval, carry, xs))
+    run: Any = jax.jit(lambda carry, xs: jax.lax.scan(interval, carry, xs))
     _, states = run((start(arena.rules, service, traffic, ready), QUEUEING.start(ready)), traffic)
     return np.asarray(states)
 
@@ -163,7 +164,7 @@ def imitate(states: NDArray[np.float32], labels: NDArray[np.int64], base: dict[s
 
     def loss(network: Any, rows: Array) -> Array:
         logits, _ = NETWORK.apply(network, inputs[rows])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, goals[rows]).mean()
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, goals[rows]))
 
     @jax.jit
     def epoch(carry: Any, rows: Array) -> Any:

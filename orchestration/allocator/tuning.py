@@ -25,7 +25,7 @@ def tune(
     features: NDArray[np.float32] | None = None,
     shared: Any = None,
 ) -> tuple[dict[str, float], float, float]:
-    """Return (setting, replica-hours, attainment); without a setting that keeps the level, the one that comes closest."""
+    """Return (setting, replica-hours, attainment) of the cheapest that keeps the level, or of the closest."""
     stretch = stretch or arena.tuning
 
     def search(settings: list[dict[str, float]]) -> tuple[dict[str, float], float, float]:
