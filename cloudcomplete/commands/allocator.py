@@ -7,8 +7,8 @@ NAME = "allocator"
 SUMMARY = "train and evaluate the policy that decides how many replicas run"
 DESCRIPTION = (
     "train: learn a policy on the first 60 % of a trace. evaluate: run every baseline, an oracle and the learned "
-    "policy on the last 40 %. A trace is a CSV file, plain or gzip, of requests (TIMESTAMP,ContextTokens,GeneratedTokens) or "
-    "of rates (client,window_start_s,requests_per_s,interarrival_cv)."
+    "policy on the last 40 %. A trace is a CSV file, plain or gzip, of requests "
+    "(TIMESTAMP,ContextTokens,GeneratedTokens) or of rates (client,window_start_s,requests_per_s,interarrival_cv)."
 )
 
 
