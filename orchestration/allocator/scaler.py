@@ -1,0 +1,99 @@
+"""The scaler: answers KEDA's external-scaler protocol with what the controller decided.
+
+KEDA asks for a metric and its target value and wants value / target replicas: the value is the number of replicas
+decided, the target is 1. An object that the scaler was not told of is answered NOT_FOUND, and KEDA keeps its size.
+The interface file is `proto/externalscaler.proto`. Knows no policy.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from orchestration.allocator.errors import ScalerError
+from orchestration.proto import externalscaler_pb2 as pb
+from orchestration.proto import externalscaler_pb2_grpc as pb_grpc
+
+METRIC = "cloudcomplete_replicas"
+
+
+class Targets:
+    """The targets of named objects, and who waits for a change of them; belongs to one event loop."""
+
+    def __init__(self, objects: dict[tuple[str, str], int]) -> None:
+        """`objects`: (namespace, name) of each scaled object, and its first target."""
+        self._targets = dict(objects)
+        self._changed = asyncio.Condition()
+
+    def get(self, namespace: str, name: str) -> int:
+        """Return an object's target; raises ScalerError."""
+        try:
+            return self._targets[namespace, name]
+        except KeyError:
+            known = ", ".join(f"{space}/{one}" for space, one in sorted(self._targets)) or "none"
+            raise ScalerError(f"object {namespace}/{name} is not scaled here; expected one of: {known}") from None
+
+    async def set(self, namespace: str, name: str, target: int) -> None:
+        """Change an object's target; raises ScalerError."""
+        self.get(namespace, name)
+        async with self._changed:
+            self._targets[namespace, name] = target
+            self._changed.notify_all()
+
+    async def wait(self) -> None:
+        """Return after the next change."""
+        async with self._changed:
+            await self._changed.wait()
+
+
+class Scaler(pb_grpc.ExternalScalerServicer):
+    """The gRPC service."""
+
+    def __init__(self, targets: Targets) -> None:
+        self._targets = targets
+
+    async def IsActive(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Tell whether the object should have a replica."""
+        return pb.IsActiveResponse(result=await self._target(request, context) > 0)
+
+    async def StreamIsActive(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Tell it now, and again whenever it changes."""
+        last: bool | None = None
+        while True:
+            is_active = await self._target(request, context) > 0
+            if is_active != last:
+                last = is_active
+                yield pb.IsActiveResponse(result=is_active)
+            await self._targets.wait()
+
+    async def GetMetricSpec(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Name the one metric; each replica counts for 1."""
+        await self._target(request, context)
+        return pb.GetMetricSpecResponse(metricSpecs=[pb.MetricSpec(metricName=METRIC, targetSize=1, targetSizeFloat=1)])
+
+    async def GetMetrics(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Tell how many replicas there should be."""
+        target = await self._target(request.scaledObjectRef, context)
+        if request.metricName not in ("", METRIC):
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, f"metric {request.metricName!r} is unknown; expected {METRIC!r}"
+            )
+        value = pb.MetricValue(metricName=METRIC, metricValue=target, metricValueFloat=target)
+        return pb.GetMetricsResponse(metricValues=[value])
+
+    async def _target(self, reference: Any, context: Any) -> int:
+        try:
+            return self._targets.get(reference.namespace, reference.name)
+        except ScalerError as error:
+            await context.abort(grpc.StatusCode.NOT_FOUND, str(error))
+            raise
+
+
+async def start_scaler(targets: Targets, address: str) -> tuple[grpc.aio.Server, int]:
+    """Serve the protocol on HOST:PORT (port 0: any free one); return the server and its port."""
+    server = grpc.aio.server()
+    pb_grpc.add_ExternalScalerServicer_to_server(Scaler(targets), server)
+    port = server.add_insecure_port(address)
+    await server.start()
+    return server, port
