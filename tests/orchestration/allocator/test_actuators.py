@@ -3,7 +3,6 @@ import time
 from collections.abc import Callable
 
 from engine.replicas import Replicas
-
 from engine.types import EngineStats, Finish, Output, Request, Sink, Usage
 from orchestration.allocator.actuators import ReplicasActuator
 
