@@ -103,8 +103,8 @@ def _time_prefill(
             runner.run(shape, [], row)
             seconds[slot, i] = time.perf_counter() - began
         totals += runner.last_report[:4]
-        kept.append(totals[0] / totals[1])
-        mass.append(totals[2] / totals[3])
+        kept.append(float(totals[0] / totals[1]))
+        mass.append(float(totals[2] / totals[3]))
         if (start + _CHUNK) % 2048 == 0:
             on_progress(
                 f"{start + _CHUNK:,} tokens: this chunk {seconds[0, i]:.2f} s dense, {seconds[1, i]:.2f} s sparse"
