@@ -10,6 +10,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     num_replicas: int = 1
     """Separate engines at start, each with its own KV; a session stays with one. More can be added while serving."""
+    num_stages: int = 1
+    """Parts that the layers are divided into, each on devices of its own; 0: as few as the devices' memory allows."""
+    num_tensor: int = 1
+    """Devices that share each layer's heads and columns."""
     num_slots: int = 16
     """Sequences that can run at once; each slot holds the KV of one."""
     max_context: int = 0

@@ -7,6 +7,7 @@
     │   ├── PartitionError         a partitioned checkpoint: unfinished, changed, a stage missing, for other stages
     │   └── TokenizerError         tokenizer.json: missing, malformed, or without FIM markers
     ├── ConfigError            deployment choices that cannot hold together
+    ├── GroupError             a process of a group is missing, lost, or does not belong to it
     ├── RequestError           one request that cannot be served as asked; others are not touched
     ├── QueueFullError         no room to wait; try again later
     ├── EngineClosedError      the engine is stopping or has stopped
@@ -42,6 +43,10 @@ class TokenizerError(ModelError):
 
 class ConfigError(EngineError):
     """Deployment choices that cannot hold together."""
+
+
+class GroupError(EngineError):
+    """A process of a group is missing, lost, or does not belong to it."""
 
 
 class RequestError(EngineError):

@@ -90,16 +90,6 @@ def batch_shape(shape: Shape, vocab_size: int) -> Batch:
     )
 
 
-def make_kv(config: ModelConfig, plan: EnginePlan) -> KVCache:
-    """Allocate the resident KV, zeroed."""
-    return _zeros(config, plan, plan.num_slots, plan.capacity)
-
-
-def make_store(config: ModelConfig, plan: EnginePlan) -> KVCache:
-    """Allocate the prefix store's KV, zeroed."""
-    return _zeros(config, plan, plan.num_blocks, BLOCK_TOKENS)
-
-
 def _zeros(config: ModelConfig, plan: EnginePlan, num: int, length: int) -> KVCache:
     shape = (num, config.num_kv_heads, length, config.head_size)
     return [(jnp.zeros(shape, plan.dtype), jnp.zeros(shape, plan.dtype)) for _ in range(config.num_layers)]
@@ -120,21 +110,29 @@ class Programs:
         sparse_attention: SparseAttention | None = None,
     ) -> None:
         """`num_tokens`: ids from here to V exist in the model only, and are never chosen."""
-        self._config, self._plan, self.num_tokens = config, plan, num_tokens
+        self.config, self._plan, self.num_tokens = config, plan, num_tokens
         self._graphdef, self._attention, self.sparse_attention = graphdef, attention, sparse_attention
         self._compiler_options = compiler_options or {}
         leaves, self._treedef = jax.tree.flatten((weights, rope_table(config, plan.capacity)))
-        self.leaves = [jax.device_put(leaf) for leaf in leaves]
+        self.leaves = self._place(leaves)
         """Weights and rotary table: the first argument of every program."""
         self._leaf_shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
         self._compiled: dict[Shape, Program] = {}
         self._lock = threading.Lock()
-        self.save_blocks = jax.jit(_save_blocks, donate_argnums=0)
+        self.save_blocks = jax.jit(copy_saves, donate_argnums=0)
         """`(store, kv, count, slots, positions, blocks) -> store`, each of the last three int32 `[COPIES]`."""
-        self.load_blocks = jax.jit(_load_blocks, donate_argnums=0)
+        self.load_blocks = jax.jit(copy_loads, donate_argnums=0)
         """`(kv, store, count, slots, positions, blocks) -> kv`."""
         self.num_recompiles = 0
         """Programs compiled when first needed instead of ahead; a defect when it is not 0."""
+
+    def make_kv(self) -> KVCache:
+        """Allocate a resident KV, zeroed."""
+        return _zeros(self.config, self._plan, self._plan.num_slots, self._plan.capacity)
+
+    def make_store(self) -> KVCache:
+        """Allocate a prefix store's KV, zeroed."""
+        return _zeros(self.config, self._plan, self._plan.num_blocks, BLOCK_TOKENS)
 
     def compile_all(self, on_progress: Callable[[str], None]) -> None:
         """Compile every program; lowering holds the interpreter, compiling does not, so threads share the work."""
@@ -155,11 +153,14 @@ class Programs:
                 program = self._compiled[shape] = self._lower(shape).compile(self._compiler_options)
         return program
 
+    def _place(self, leaves: list[jax.Array]) -> list[jax.Array]:
+        return [jax.device_put(leaf) for leaf in leaves]
+
     def _lower(self, shape: Shape) -> jax.stages.Lowered:
-        kv_shape = (self._plan.num_slots, self._config.num_kv_heads, self._plan.capacity, self._config.head_size)
+        kv_shape = (self._plan.num_slots, self.config.num_kv_heads, self._plan.capacity, self.config.head_size)
         layer = jax.ShapeDtypeStruct(kv_shape, jnp.dtype(self._plan.dtype))
-        kv = [(layer, layer)] * self._config.num_layers
-        batch = batch_shape(shape, self._config.vocab_size)
+        kv = [(layer, layer)] * self.config.num_layers
+        batch = batch_shape(shape, self.config.vocab_size)
         step = functools.partial(self._step, shape)
         return jax.jit(step, donate_argnums=1).lower(self._leaf_shapes, kv, batch)
 
@@ -167,7 +168,7 @@ class Programs:
         """Embed, run the layers over all tokens at once, score the last tokens of each sequence, choose."""
         weights, rope = jax.tree.unflatten(self._treedef, leaves)
         model = nnx.merge(self._graphdef, weights)
-        rows, width, num_scored = shape.rows, shape.width, shape.num_scored
+        rows, width = shape.rows, shape.width
         num_row_tokens = rows * width
         kv = list(kv)
         # The rows, then the chunk: alike to the products, apart for attention.
@@ -183,7 +184,7 @@ class Programs:
         reports: list[jax.Array] = []
 
         def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            outs, attention = [], functools.partial(self._attention, window=self._config.window_of(layer))
+            outs, attention = [], functools.partial(self._attention, window=self.config.window_of(layer))
             for tokens, sequences, _ in parts:
                 slots, starts = batch.slots[sequences], batch.starts[sequences]
                 arguments = (q[tokens], k[tokens], v[tokens], slots, starts, *kv[layer])
@@ -199,43 +200,63 @@ class Programs:
             return outs[0] if len(outs) == 1 else jnp.concatenate(outs)
 
         hidden = model(batch.tokens, positions, attend, rope=rope)
-        # Indices of scored tokens, and of the sequence that each belongs to.
-        last = batch.counts - 1
-        scored = jnp.arange(rows)[:, None] * width + jnp.maximum(last[:rows, None] + jnp.arange(1 - num_scored, 1), 0)
-        owner = np.repeat(np.arange(rows), num_scored)
-        ahead = np.tile(np.arange(num_scored)[::-1], rows)  # how many scored tokens of the row follow
-        if shape.chunk:
-            scored = jnp.append(scored, num_row_tokens + jnp.maximum(last[-1], 0))
-            owner, ahead = np.append(owner, rows), np.append(ahead, 0)
-        logits = model.logits(hidden[scored.reshape(-1)])
-        place = batch.num_wanted[owner] - 1 - ahead  # 0: the first one wanted
-        allowed = unpack_allowed(batch.allowed, self._config.vocab_size)[owner]
-        every = jnp.arange(self._config.vocab_size) < self.num_tokens
-        logits = jnp.where(jnp.where((place == 0)[:, None], allowed, every), logits, NEVER)
-        tokens = sample(
-            logits,
-            batch.temperature[owner],
-            batch.top_k[owner],
-            batch.top_p[owner],
-            batch.seed[owner],
-            batch.num_generated[owner] + place,
+        chosen = choose_tokens(
+            shape,
+            batch,
+            lambda scored: model.logits(hidden[scored]),
+            vocab_size=self.config.vocab_size,
+            num_tokens=self.num_tokens,
         )
-        # One array to fetch instead of two.
-        gap_bits = jax.lax.bitcast_convert_type(logit_gap(logits), jnp.int32)
-        packed = jnp.stack([tokens, gap_bits])
         if reports:
             bits = jax.lax.bitcast_convert_type(sum(reports, jnp.zeros(len(Report._fields))), jnp.int32)
-            packed = jnp.append(packed, jnp.stack([bits, jnp.zeros_like(bits)]), axis=1)
-        return kv, packed
+            chosen = jnp.append(chosen, jnp.stack([bits, jnp.zeros_like(bits)]), axis=1)
+        return kv, chosen
 
 
-def _save_blocks(
+def choose_tokens(
+    shape: Shape,
+    batch: Batch,
+    score: Callable[[jax.Array], jax.Array],
+    *,
+    vocab_size: int,
+    num_tokens: int,
+) -> jax.Array:
+    """Score the last tokens of each sequence by `score(indices of tokens) -> [scored, V]`, and choose: `Program`'s
+    second result."""
+    rows, width, num_scored = shape.rows, shape.width, shape.num_scored
+    # Indices of scored tokens, and of the sequence that each belongs to.
+    last = batch.counts - 1
+    scored = jnp.arange(rows)[:, None] * width + jnp.maximum(last[:rows, None] + jnp.arange(1 - num_scored, 1), 0)
+    owner = np.repeat(np.arange(rows), num_scored)
+    ahead = np.tile(np.arange(num_scored)[::-1], rows)  # how many scored tokens of the row follow
+    if shape.chunk:
+        scored = jnp.append(scored, rows * width + jnp.maximum(last[-1], 0))
+        owner, ahead = np.append(owner, rows), np.append(ahead, 0)
+    logits = score(scored.reshape(-1))
+    place = batch.num_wanted[owner] - 1 - ahead  # 0: the first one wanted
+    allowed = unpack_allowed(batch.allowed, vocab_size)[owner]
+    every = jnp.arange(vocab_size) < num_tokens
+    logits = jnp.where(jnp.where((place == 0)[:, None], allowed, every), logits, NEVER)
+    tokens = sample(
+        logits,
+        batch.temperature[owner],
+        batch.top_k[owner],
+        batch.top_p[owner],
+        batch.seed[owner],
+        batch.num_generated[owner] + place,
+    )
+    # One array to fetch instead of two.
+    gap_bits = jax.lax.bitcast_convert_type(logit_gap(logits), jnp.int32)
+    return jnp.stack([tokens, gap_bits])
+
+
+def copy_saves(
     store: KVCache, kv: KVCache, count: jax.Array, slots: jax.Array, positions: jax.Array, blocks: jax.Array
 ) -> KVCache:
     return _copy_blocks(kv, store, count, (slots, positions), (blocks, jnp.zeros_like(blocks)))
 
 
-def _load_blocks(
+def copy_loads(
     kv: KVCache, store: KVCache, count: jax.Array, slots: jax.Array, positions: jax.Array, blocks: jax.Array
 ) -> KVCache:
     return _copy_blocks(store, kv, count, (blocks, jnp.zeros_like(blocks)), (slots, positions))

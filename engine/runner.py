@@ -17,7 +17,7 @@ from engine.model.block_sparse import Report, Selection
 from engine.model.config import ModelConfig
 from engine.plan import EnginePlan
 from engine.prefix_store import BlockCopy
-from engine.programs import COPIES, Batch, Programs, make_kv, make_store
+from engine.programs import COPIES, Batch, Programs
 from engine.shapes import Shape
 from engine.types import SamplingParams
 
@@ -82,7 +82,7 @@ class DeviceRunner:
         """`programs` may serve other runners too: they hold the weights and no KV."""
         self._config, self._plan, self._programs = config, plan, programs
         self._last_report = Report()
-        self._kv, self._store = make_kv(config, plan), make_store(config, plan)
+        self._kv, self._store = programs.make_kv(), programs.make_store()
         every = np.zeros(config.vocab_size, bool)
         every[: programs.num_tokens] = True
         every_bits = np.packbits(every, bitorder="little")
@@ -105,7 +105,7 @@ class DeviceRunner:
         self._programs.compile_all(on_progress)
         seconds = {}
         for shape in self._plan.shapes.shapes():
-            batch, times = self._empty_batch(shape), []
+            batch, times = self.empty_batch(shape), []
             for _ in range(_WARM_RUNS):
                 began = time.perf_counter()
                 self._call(shape, batch)
@@ -116,7 +116,7 @@ class DeviceRunner:
         return seconds
 
     def run(self, shape: Shape, rows: Rows[Row], chunk: Row | None = None) -> list[list[Choice]]:
-        batch = self._empty_batch(shape)
+        batch = self.empty_batch(shape)
         places = [*enumerate(rows), *([] if chunk is None else [(shape.rows, chunk)])]
         for i, row in places:
             batch.tokens[i * shape.width :][: len(row.tokens)] = row.tokens
@@ -150,7 +150,7 @@ class DeviceRunner:
             raise StepError(f"moving blocks of KV failed: {error}") from error
 
     def reset(self) -> None:
-        self._kv, self._store = make_kv(self._config, self._plan), make_store(self._config, self._plan)
+        self._kv, self._store = self._programs.make_kv(), self._programs.make_store()
 
     def _pack_allowed(self, shape: Shape, places: Rows[tuple[int, Row]]) -> np.ndarray:
         packed = self._every[shape].copy()
@@ -161,6 +161,10 @@ class DeviceRunner:
                 packed[i] = np.packbits(bits, bitorder="little")
         return packed
 
+    def call(self, shape: Shape, batch: Batch) -> np.ndarray:
+        """Call the program of a shape; return what it chose, int32 `[2, scored]`; raises StepError."""
+        return self._call(shape, batch)
+
     def _call(self, shape: Shape, batch: Batch) -> np.ndarray:
         try:
             self._kv, chosen = self._programs.get(shape)(self._programs.leaves, self._kv, batch)
@@ -168,7 +172,8 @@ class DeviceRunner:
         except jax.errors.JaxRuntimeError as error:
             raise StepError(f"the device program of {shape} failed: {error}") from error
 
-    def _empty_batch(self, shape: Shape) -> Batch:
+    def empty_batch(self, shape: Shape) -> Batch:
+        """Return a batch whose every sequence is empty."""
         size = shape.num_sequences
         return Batch(
             tokens=np.zeros(shape.num_tokens, np.int32),

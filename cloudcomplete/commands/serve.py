@@ -5,10 +5,13 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Event
+
+    from engine.config import EngineConfig
+    from engine.group import Membership
 
 NAME = "serve"
 SUMMARY = "serve completions over gRPC"
@@ -26,9 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="F", type=Path, help="TOML file: [engine], [server], [cache]")
     parser.add_argument("--host", help="address to listen on; default: 127.0.0.1")
     parser.add_argument("--grpc-port", metavar="N", type=int, help="port to listen on; 0: a free one; default: 50051")
+    parser.add_argument("--stages", metavar="N", type=int, help="parts of the layers, each on its devices; default: 1")
+    parser.add_argument("--tensor", metavar="N", type=int, help="devices that share each layer; default: 1")
     parser.add_argument(
         "--replicas", metavar="N", type=int, help="separate engines, a session stays with one; default: 1"
     )
+    parser.add_argument(
+        "--processes",
+        metavar="N",
+        type=int,
+        default=1,
+        help="processes that run one mesh; without --process they are started here, and again when one is lost",
+    )
+    parser.add_argument("--process", metavar="I", type=int, help="run as this one of them; 0 leads and serves")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", default="", help="of process 0; PORT + 1 is used too")
     parser.add_argument("--port-file", metavar="F", type=Path, help="write the port to this file once it is open")
     parser.add_argument(
         "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override one setting; may be repeated"
@@ -43,27 +57,45 @@ def run(arguments: argparse.Namespace) -> None:
     import asyncio
     import logging
 
+    if arguments.processes > 1 and arguments.process is None:
+        from cloudcomplete.supervisor import Supervisor
+
+        command = [sys.executable, "-m", "cloudcomplete", *sys.argv[1:]]
+        sys.exit(Supervisor(command, arguments.processes, report=_report).run())
+
     from cache.completion_cache import CompletionCache
     from cloudcomplete.config import load_settings
+    from engine.errors import EngineError
     from engine.types import CompletionEngine
     from server import app
+    from server.errors import ServerError
 
     overrides = list(arguments.set)
     if arguments.host is not None:
         overrides.append(f"server.host={arguments.host}")
     if arguments.grpc_port is not None:
         overrides.append(f"server.grpc_port={arguments.grpc_port}")
-    if arguments.replicas is not None:
-        overrides.append(f"engine.num_replicas={arguments.replicas}")
+    numbers = {name: getattr(arguments, name) for name in ("stages", "tensor", "replicas")}
+    overrides += [f"engine.num_{name}={number}" for name, number in numbers.items() if number is not None]
     settings = load_settings(arguments.config, overrides)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     for package in ("cache", "engine", "server"):
         logging.getLogger(package).setLevel(logging.INFO)
 
+    member = None
+    if arguments.processes > 1:
+        from engine.group import membership
+
+        member = membership(arguments.processes, arguments.process, arguments.coordinator)
+    if member is not None and member.process > 0:
+        _follow(member, arguments.model, settings.engine)
+
     def load(on_progress: app.Report) -> CompletionEngine:
         on_progress("loading JAX")
-        from engine.loader import load_replicas
+        from engine.loader import load_leader, load_replicas
 
+        if member is not None:
+            return load_leader(member, arguments.model, settings.engine, on_progress=on_progress)
         return load_replicas(arguments.model, settings.engine, on_progress=on_progress)
 
     cache = CompletionCache(settings.cache) if settings.cache.is_enabled else None
@@ -81,10 +113,47 @@ def run(arguments: argparse.Namespace) -> None:
             cache=cache,
         )
 
-    asyncio.run(serve())
+    try:
+        asyncio.run(serve())
+    except (EngineError, ServerError) as error:
+        if member is None:
+            raise
+        _refuse(error)
+    if member is not None:
+        sys.stdout.flush()
+        os._exit(0)  # JAX's runtime would wait for the followers, who wait for us
     if any(thread.name == app.LOADING_THREAD for thread in threading.enumerate()):
         sys.stdout.flush()
         os._exit(0)  # stopped while compiling: that thread cannot be interrupted, and nothing waits for it
+
+
+def _follow(member: "Membership", model: Path | None, config: "EngineConfig") -> NoReturn:
+    from engine.errors import EngineError, GroupError, StepError
+    from engine.group import die
+    from engine.loader import follow
+
+    joined = False
+
+    def on_progress(line: str) -> None:
+        nonlocal joined
+        joined = True
+        _report(f"process {member.process}: {line}")
+
+    try:
+        follow(member, model, config, on_progress=on_progress)
+    except (GroupError, StepError) as error:
+        if not joined:
+            raise
+        die(str(error))
+    except EngineError as error:
+        _refuse(error)
+    raise AssertionError("a follower follows until its leader is gone")
+
+
+def _refuse(error: Exception) -> NoReturn:
+    """Leave with an error's message, as `main` does, but without JAX's runtime waiting for the other processes."""
+    print(f"cloudcomplete: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _report(line: str) -> None:

@@ -96,7 +96,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*T i"]) -> Float[Array, "*T o"]:
         if self.multiply is not None:
-            y = self.multiply(x, self.kernel[...])
+            y = self.multiply(x, self.kernel.get_value())
             return y if self.bias is None else y + self.bias[...]
         return multiply(x, self.kernel.get_value(), None if self.bias is None else self.bias[...])
 

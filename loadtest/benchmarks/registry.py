@@ -22,6 +22,7 @@ from loadtest.benchmarks import (
     layout,
     partition,
     peers,
+    pipeline,
     prefill,
     products,
     rivals,
@@ -78,6 +79,9 @@ BENCHMARKS = {
             name="partition", summary="7 B into stages: peak memory, a stage's reading rate", measure=partition.measure
         ),
         Benchmark(name="peers", summary="beside llama.cpp and transformers (docs/peers.md)", measure=peers.measure),
+        Benchmark(
+            name="pipeline", summary="two processes with a stage each over one process", measure=pipeline.measure
+        ),
         Benchmark(name="prefill", summary="prompt tokens per second", measure=prefill.measure),
         Benchmark(name="similarity", summary="drafts from 100,000 places of real code", measure=similarity.measure),
         Benchmark(name="sparse", summary="block-sparse attention over dense, to 16k tokens", measure=sparse.measure),

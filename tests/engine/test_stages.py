@@ -7,12 +7,14 @@ from engine.model.config import ModelConfig
 from engine.stages import describe, plan_stages
 
 
-def shape(*, num_layers: int = 12, vocab_size: int = 1000, is_tied: bool = True) -> ModelConfig:
+def shape(
+    *, num_layers: int = 12, vocab_size: int = 1000, is_tied: bool = True, intermediate_size: int = 128
+) -> ModelConfig:
     return ModelConfig(
         family="llama",
         vocab_size=vocab_size,
         hidden_size=64,
-        intermediate_size=128,
+        intermediate_size=intermediate_size,
         num_layers=num_layers,
         num_heads=4,
         num_kv_heads=2,
