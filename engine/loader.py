@@ -195,12 +195,15 @@ class EngineMaker:
     def _resolve(self, *, is_loaded: bool = True) -> EnginePlan:
         """Resolve for the mesh: the devices of one have their memory together, but those of a CPU share one."""
         num_memories = 1 if jax.default_backend() == "cpu" else self._mesh.size
-        return resolve(
+        plan = resolve(
             self._config,
             self._model_config,
             available_bytes=available_kv_bytes() * num_memories,
             is_loaded=is_loaded,
         )
+        if self._mesh.size == 1:
+            return plan
+        return msgspec.structs.replace(plan, sparse_problem=plan.sparse_problem or "mesh")
 
     def _programs_of(self, place: int, plan: EnginePlan) -> Programs:
         """Return the programs of the engines on some devices, with weights."""
