@@ -24,7 +24,14 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 FLOWS = {
     entry.name: entry
-    for entry in (Entry(name="partition-model", summary="cut a model into stages, check and publish it"),)
+    for entry in (
+        Entry(name="partition-model", summary="cut a model into stages, check and publish it"),
+        Entry(name="warm-cache", summary="index projects, compile, ask again what was asked lately"),
+        Entry(name="retrain-predictor", summary="learn which work ahead pays from recorded guesses; promote or keep"),
+        Entry(
+            name="nightly", summary="the recurring work of one night; goes on where it was stopped", cron="0 3 * * *"
+        ),
+    )
 }
 
 
