@@ -24,6 +24,8 @@ class Targets:
     def __init__(self, objects: dict[tuple[str, str], int]) -> None:
         """`objects`: (namespace, name) of each scaled object, and its first target."""
         self._targets = dict(objects)
+        self.version = 0
+        """Changes so far; read before the targets, so that `wait` misses none."""
         self._changed = asyncio.Condition()
 
     def get(self, namespace: str, name: str) -> int:
@@ -39,12 +41,13 @@ class Targets:
         self.get(namespace, name)
         async with self._changed:
             self._targets[namespace, name] = target
+            self.version += 1
             self._changed.notify_all()
 
-    async def wait(self) -> None:
-        """Return after the next change."""
+    async def wait(self, version: int) -> None:
+        """Return once there was a change after `version`."""
         async with self._changed:
-            await self._changed.wait()
+            await self._changed.wait_for(lambda: self.version != version)
 
 
 class Scaler(pb_grpc.ExternalScalerServicer):
@@ -61,11 +64,12 @@ class Scaler(pb_grpc.ExternalScalerServicer):
         """Tell it now, and again whenever it changes."""
         last: bool | None = None
         while True:
+            version = self._targets.version
             is_active = await self._target(request, context) > 0
             if is_active != last:
                 last = is_active
                 yield pb.IsActiveResponse(result=is_active)
-            await self._targets.wait()
+            await self._targets.wait(version)
 
     async def GetMetricSpec(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Name the one metric; each replica counts for 1."""
