@@ -80,7 +80,7 @@ def read_parameters(name: str, function: Any, words: Sequence[str]) -> dict[str,
             raise FlowInputError(f"{name} got {word!r}; expected key=value of: {_takes(signature)}")
         wanted = signature.parameters[key].annotation
         try:
-            value = [part for part in text.split(",") if part] if wanted == list[str] else text
+            value = [part for part in text.split(",") if part] if wanted in (list[str], list[str] | None) else text
             parameters[key] = msgspec.convert(value, wanted, strict=False)
         except msgspec.ValidationError as error:
             raise FlowInputError(f"{name}: {key}={text}: {error}") from None

@@ -161,7 +161,11 @@ async def takes(stages: int, names: list[str] | None = None, share: float = 0.5)
 
 
 def test_parameters_are_read_by_their_types_and_wrong_ones_refused() -> None:
-    assert read_parameters("f", takes, ["stages=2", "share=0.25"]) == {"stages": 2, "share": 0.25}
+    assert read_parameters("f", takes, ["stages=2", "share=0.25", "names=a,b"]) == {
+        "stages": 2,
+        "share": 0.25,
+        "names": ["a", "b"],
+    }
     with pytest.raises(FlowInputError, match=r"f got 'x=1'; expected key=value of: stages, names \(None\), share \(0"):
         read_parameters("f", takes, ["x=1"])
     with pytest.raises(FlowInputError, match=r"f: stages=two: Expected `int`"):
