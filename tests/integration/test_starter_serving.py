@@ -99,7 +99,7 @@ def test_more_requests_than_slots_are_all_served_when_nobody_waits_for_them(addr
 
 def test_requests_that_are_given_up_leave_room_for_others(address: str) -> None:
     async def scenario() -> None:
-        async with AsyncClient(address) as client:
+        async with AsyncClient(address, is_background=True) as client:
             streams = [client.stream(f"def f{number}():\n    ", max_tokens=128) for number in range(32)]
             await asyncio.gather(*(anext(stream, None) for stream in streams))
             started_s = time.monotonic()
