@@ -20,7 +20,7 @@ from tests.server.counting_engine import CountingEngine
 
 
 def load_engine(model: Path | None, config: Any, *, on_progress: Callable[[str], None]) -> CountingEngine:
-    """Stand in for `engine.loader.load_engine` and `load_replicas`."""
+    """Stand in for `engine.loader.load_engine`, `load_leader` and `load_replicas`."""
     on_progress("learning to count")
     time.sleep(float(os.environ.get("COUNTING_LOAD_S", "0")))
     if "COUNTING_LOAD_ERROR" in os.environ:
@@ -33,7 +33,7 @@ def load_engine(model: Path | None, config: Any, *, on_progress: Callable[[str],
 
 if __name__ == "__main__":
     loader = types.ModuleType("engine.loader")
-    loader.load_engine = loader.load_replicas = load_engine  # type: ignore[attr-defined]
+    loader.load_engine = loader.load_leader = loader.load_replicas = load_engine  # type: ignore[attr-defined]
     sys.modules["engine.loader"] = loader
     main(
         [
