@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "--attainment", metavar="X", type=float, default=0.99, help="share of minutes (default 0.99)"
         )
-        action.add_argument("--model", metavar="F", type=Path, help="JSON of step times that `refit` wrote")
+        action.add_argument(
+            "--model", metavar="F", type=Path, help="JSON of step times (`StepTimes`); default: assumed ones"
+        )
         action.add_argument("--json", metavar="OUT", type=Path, help="also write the result to OUT")
     actions.choices["train"].add_argument(
         "--out", metavar="DIR", type=Path, required=True, help="where the policy goes"

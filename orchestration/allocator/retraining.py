@@ -1,4 +1,4 @@
-"""The recurring work as plain functions: prepare, refit, train, evaluate, promote. Flows call them one by one."""
+"""The recurring work as plain functions: prepare, train, evaluate, promote. Flows call them one by one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,7 @@ def rules_of(*, slo_s: float = 0.3, cold_start_s: int = 40) -> FleetRules:
 
 
 def read_steps(path: Path | None) -> StepTimes:
-    """Return the step times that a refit wrote, or the defaults; raises TelemetryError."""
+    """Return the step times in a file, or the defaults; raises TelemetryError."""
     if path is None:
         return StepTimes()
     try:

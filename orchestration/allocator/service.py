@@ -1,4 +1,4 @@
-"""What one replica can do: the measured step-time model of continuous batching, and what requests ask of it.
+"""What one replica can do: the step-time model of continuous batching, and what requests ask of it.
 
 A step that decodes `b` rows and prefills `p` prompt tokens takes `base_s + row_s * b + token_s * p`. From that and from
 the mean request follow the rate that a replica sustains, and the time to the first token when nothing waits. Knows no
@@ -11,9 +11,9 @@ import msgspec
 
 
 class StepTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The step-time model of one replica, in seconds; `telemetry.py` fits it to measurements.
+    """The step-time model of one replica, in seconds.
 
-    The defaults are the starter model's on two CPU cores.
+    The defaults are assumed, not measured: they have the order of a small model on two CPU cores.
     """
 
     base_s: float = 0.004
