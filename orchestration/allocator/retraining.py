@@ -39,9 +39,7 @@ def read_steps(path: Path | None) -> StepTimes:
     try:
         return msgspec.json.decode(path.read_bytes(), type=StepTimes)
     except (OSError, msgspec.MsgspecError) as error:
-        raise TelemetryError(
-            f"cannot read step times from {path}: {error}; expected JSON as a refit writes it"
-        ) from None
+        raise TelemetryError(f"cannot read step times from {path}: {error}; expected JSON of step times") from None
 
 
 def prepare(
