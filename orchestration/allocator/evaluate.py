@@ -1,10 +1,10 @@
 """The comparison: every policy on the test stretch of a trace, over seeds, and what share of the gap was closed.
 
-The gap is the cost of the best tuned baseline over the oracle's, seed by seed, each tuned to the service level; a policy that
-costs as much as the baseline closes 0 of it, the oracle 1. The share is not corrected for policies that attain
-different shares of windows: read it beside their attainment. Baselines and the learned policy's caution are tuned
-on the first 60 % of the time. The learned policy becomes the incumbent only if it keeps the service level on the test
-stretch and the confidence interval of the share is above 0; otherwise the best baseline is.
+The gap is the cost of the best tuned baseline over the oracle's, seed by seed, each tuned to the service level; a
+policy that costs as much as the baseline closes 0 of it, the oracle 1. The share is not corrected for policies that
+attain different shares of windows: read it beside their attainment. Baselines and the learned policy's caution are
+tuned on the first 60 % of the time. The learned policy becomes the incumbent only if it keeps the service level on the
+test stretch and the confidence interval of the share is above 0; otherwise the best baseline is.
 """
 
 from collections.abc import Callable
