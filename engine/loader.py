@@ -18,7 +18,7 @@ from engine.engine import Engine
 from engine.errors import ConfigError
 from engine.fim import FimTemplate
 from engine.group import Follower, Leader, LeadingRunner, Membership, join_runtime
-from engine.mesh import choose_mesh
+from engine.mesh import STAGE, choose_mesh
 from engine.model.config import ModelConfig
 from engine.paths import Paths, choose_paths
 from engine.pipeline import MeshPrograms, MeshWeights
@@ -31,6 +31,7 @@ from engine.thread import EngineThread
 from engine.tokenizer import Tokenizer
 from engine.weights.fingerprint import fingerprint
 from engine.weights.load import LoadedModel, load_model, open_parameters, read_model_config
+from engine.weights.partition import require_stages
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +128,7 @@ class EngineMaker:
         self._config, self._on_progress = config, on_progress
         self._model_config = read_model_config(directory)
         self._mesh = choose_mesh(config, self._model_config, jax.devices())
+        require_stages(directory, self._mesh.shape[STAGE])
         if self._mesh.size * config.num_replicas > len(jax.devices()) and self._mesh.size > 1:
             raise ConfigError(
                 f"{config.num_replicas} replicas of {self._mesh.size} devices need "
