@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import plots
-from loadtest.report import Number, Result, format_number, read_result
+from loadtest.report import Finding, Result, format_number, read_result
 
 _TITLES = {
     "ablation": "What each part is worth",
@@ -70,8 +70,9 @@ def describe(name: str, result: Result) -> list[str]:
     return [*lines, *_table(result.rows)]
 
 
-def judge(figure: str, value: Number) -> tuple[str, str]:
+def judge(figure: str, value: Finding) -> tuple[str, str]:
     """Return a figure's aim and what came of it; empty where there is none."""
+    value = None if isinstance(value, str) else value
     said = "worse than llama.cpp" if figure in _WORSE_ABOVE_ONE and value is not None and value > 1 else ""
     if figure == "sustained_users_over_llamacpp" and value is not None and value < 1:
         said = "worse than llama.cpp"

@@ -17,14 +17,16 @@ from loadtest.errors import ReportError
 from loadtest.machine import describe_machine, describe_versions
 
 _SHOWN_ERRORS = 5
-Number = int | float | str | None
-"""A figure, or a name where what was found is one; None where there was nothing to measure it from."""
+Number = int | float | None
+"""A figure; None where there was nothing to measure it from."""
+Finding = Number | str
+"""A figure, or a name where what was found is one."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """One run's outcome: the whole of what `--json` writes."""
 
-    headline: dict[str, Number]
+    headline: dict[str, Finding]
     """What the run is judged by: name to number, the unit in the name."""
     rows: list[dict[str, Any]] = []
     """What the headline was made of."""
@@ -42,7 +44,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def assemble(
-    headline: Mapping[str, Number],
+    headline: Mapping[str, Finding],
     rows: Sequence[dict[str, Any]],
     *,
     command: str,
@@ -87,13 +89,13 @@ def compare(left: Result, right: Result) -> str:
     return "\n".join([*table, *([""] if notes else []), *notes])
 
 
-def _ratio(a: Number, b: Number) -> str:
+def _ratio(a: Finding, b: Finding) -> str:
     if isinstance(a, str) or isinstance(b, str) or not a or b is None:
         return "-"
     return f"{b / a:.3f}"
 
 
-def format_number(value: Number) -> str:
+def format_number(value: Finding) -> str:
     """Return a figure as people read it."""
     if value is None:
         return "not measured"
