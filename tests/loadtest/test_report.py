@@ -99,8 +99,8 @@ def test_a_comparison_says_what_else_is_different() -> None:
     ("content", "message"),
     [
         (b"{}", "{path} holds no results: Object missing required field `headline`; expected a file that bench, "),
-        (b'{"headline": {"a": "fast"}}', "{path} holds no results: Expected `int | float | null`, got `str`"),
-        (b'{"headline": {"a": true}}', "{path} holds no results: Expected `int | float | null`, got `bool`"),
+        (b'{"headline": {"a": [1]}}', "{path} holds no results: Expected `int | float | str | null`, got `array`"),
+        (b'{"headline": {"a": true}}', "{path} holds no results: Expected `int | float | str | null`, got `bool`"),
         (b'[{"headline": {}}]', "{path} holds no results: Expected `object`, got `array`"),
         (b"not json", "{path} is not JSON: "),
         (b"", "{path} is not JSON: "),
