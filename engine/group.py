@@ -140,6 +140,7 @@ def versions() -> dict[str, str]:
 
 def join_runtime(member: Membership) -> None:
     """Join JAX's distributed runtime; before anything asks for devices."""
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which drains the server
     jax.distributed.initialize(
         coordinator_address=member.coordinator,
         num_processes=member.num_processes,
