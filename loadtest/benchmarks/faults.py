@@ -52,7 +52,7 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
         on_progress(f"{name}: {row}")
         if "idle_sessions_mb" in row:
             headline["idle_sessions_mb"] = row["idle_sessions_mb"]
-    headline["lost"] = sum(row["lost"] for row in rows if not row["fault"].startswith("kill"))
+    headline["lost"] = sum(row["lost"] or 0 for row in rows if not row["fault"].startswith("kill"))
     headline["well_after_max_s"] = max(row["well_after_s"] for row in rows if row["well_after_s"] is not None)
     return headline, rows
 
@@ -72,7 +72,7 @@ async def _idle_sessions(served: Served) -> dict[str, Any]:
         well_s = await _well_after_s(served.address)
         for session in sessions:
             session.close()
-    return {"lost": 0, "well_after_s": well_s, "idle_sessions_mb": round(grown / 1e6, 1)}
+    return {"lost": None, "well_after_s": well_s, "idle_sessions_mb": round(grown / 1e6, 1)}
 
 
 async def _gone(served: Served) -> dict[str, Any]:
@@ -83,7 +83,7 @@ async def _gone(served: Served) -> dict[str, Any]:
             with suppress(RequestFailedError, StopAsyncIteration):
                 await anext(stream)
             await stream.aclose()
-    return {"lost": 0, "well_after_s": await _well_after_s(served.address)}
+    return {"lost": None, "well_after_s": await _well_after_s(served.address)}
 
 
 async def _slow_readers(served: Served) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 import prefect
-from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
+from prefect.artifacts import acreate_table_artifact
 from prefect.cache_policies import NO_CACHE, CacheKeyFnPolicy
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
@@ -87,12 +87,6 @@ async def show_table(key: str, rows: Sequence[dict[str, Any]], *, title: str) ->
     """Show rows as an artifact of the run; keys are lower-case letters, digits and dashes."""
     if FlowRunContext.get() is not None:
         await acreate_table_artifact(table=[dict(row) for row in rows], key=key, description=title)
-
-
-async def show_markdown(key: str, text: str, *, title: str) -> None:
-    """Show a text, which may hold plots as data, as an artifact of the run."""
-    if FlowRunContext.get() is not None:
-        await acreate_markdown_artifact(markdown=text, key=key, description=title)
 
 
 async def limit_heavy_steps(at_once: int = 1) -> None:
