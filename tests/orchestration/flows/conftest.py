@@ -14,6 +14,7 @@ from orchestration.flows.prefect_server import LoopbackServer, loopback_server
 def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return where Prefect keeps its state; set before anything imports it."""
     os.environ["PREFECT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
+    os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"  # else the end waits a minute for a server that is gone
     return prepare()
 
 
