@@ -82,7 +82,7 @@ def test_a_flow_runs_against_a_server_which_then_knows_its_tasks_and_artifacts(
             assert (await client.read_global_concurrency_limit_by_name(HEAVY)).limit == 1
             # The flow is done when its steps are; the server hears of their states from events, a moment later.
             async with asyncio.timeout(60):
-                while any(not run.state or not run.state.is_final() for run in await client.read_task_runs()):
+                while any(not run.state or not run.state.is_final() for run in await client.read_task_runs()):  # noqa: ASYNC110
                     await asyncio.sleep(0.1)
             states = {run.name.rsplit("-", 1)[0]: run.state_name for run in await client.read_task_runs()}
             assert states.pop("validate") in ("Completed", "Failed")
