@@ -1,8 +1,10 @@
 """Starts the processes of one group on this machine, and all of them again when one is lost.
 
-A process whose peer is gone cannot go on (`engine/group.py`), so the group is started as a whole, from outside.
+A process whose peer is gone cannot go on (`engine/group.py`), so the group is started as a whole, from outside. When
+the supervisor itself is gone, even by SIGKILL, the leader is told to stop, and followers end with their leader.
 """
 
+import ctypes
 import os
 import secrets
 import signal
@@ -11,12 +13,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from engine.group import SECRET
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _STEADY_S = 60.0
 """A group that lived so long is started again at once."""
+_PR_SET_PDEATHSIG = 1
+
+_libc = ctypes.CDLL(None)
 
 
 class Supervisor:
@@ -56,6 +62,7 @@ class Supervisor:
                 env=environment,
                 stdin=None if process == 0 else subprocess.DEVNULL,
                 start_new_session=True,
+                preexec_fn=partial(_stop_with, os.getpid()) if process == 0 else None,
             )
             for process in range(self._num_processes)
         ]
@@ -86,6 +93,13 @@ class Supervisor:
         self._stopping.set()
         if self._children and self._children[0].poll() is None:
             self._children[0].send_signal(number)
+
+
+def _stop_with(supervisor: int) -> None:
+    """Between fork and exec of a leader: have the system send it SIGTERM when the supervisor is gone."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != supervisor:  # gone already
+        os._exit(1)
 
 
 def _free_pair() -> int:

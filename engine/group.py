@@ -9,9 +9,10 @@ the same order.
     follower  Ready →  (programs compiled)     leader  ← Run | Copy | Reset …, and the end of the connection is the end
 
 **When one is lost.** A closed connection, or a call that takes longer than `STEP_LIMIT_S`, ends every process of the
-group at once with code `LOST`: JAX's runtime cannot go on without a peer. The leader's clients see their connections
-close, which gRPC reports as UNAVAILABLE. Whoever started the processes starts them again (`cloudcomplete serve
---processes N` does).
+group at once with code `LOST`: JAX's runtime cannot go on without a peer. Both ends watch on threads of their own,
+since what waits inside a collective notices nothing; a host that is gone without closing anything is found by keepalive
+within `SILENT_S`. The leader's clients see their connections close, which gRPC reports as UNAVAILABLE. Whoever started
+the processes starts them again (`cloudcomplete serve --processes N` does).
 
 Frames are four bytes of length and a MessagePack of one of the types here. Knows no scheduler and no weights.
 """
@@ -21,6 +22,7 @@ import hmac
 import logging
 import os
 import secrets
+import select
 import socket
 import struct
 import threading
@@ -49,6 +51,11 @@ JOIN_S = 120.0
 """Seconds that the processes have to find each other, and again to compile."""
 STEP_LIMIT_S = 30.0
 """A call that takes longer will never end: a process stands still without having closed its connection."""
+SILENT_S = 30
+"""A host from which nothing came for so long, not even an answer to keepalive probes, is gone."""
+_PROBE_S, _PROBES = 5, 4
+_LOG_S = 5.0
+"""Seconds that a process that ends may need to say why: whoever should read it may have stopped reading."""
 
 _MAX_FRAME = 1 << 26
 
@@ -139,14 +146,20 @@ def versions() -> dict[str, str]:
 
 
 def join_runtime(member: Membership) -> None:
-    """Join JAX's distributed runtime; before anything asks for devices."""
+    """Join JAX's distributed runtime, before anything asks for devices; raises GroupError."""
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which drains the server
-    jax.distributed.initialize(
-        coordinator_address=member.coordinator,
-        num_processes=member.num_processes,
-        process_id=member.process,
-        initialization_timeout=int(JOIN_S),
-    )
+    try:
+        jax.distributed.initialize(
+            coordinator_address=member.coordinator,
+            num_processes=member.num_processes,
+            process_id=member.process,
+            initialization_timeout=int(JOIN_S),
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise GroupError(
+            f"JAX's runtime did not come up with its coordinator at {member.coordinator} ({error}); expected all "
+            f"{member.num_processes} processes there within {JOIN_S:g} s; check that every host reaches that port"
+        ) from None
 
 
 class Connection:
@@ -154,7 +167,13 @@ class Connection:
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENT_S - _PROBE_S * _PROBES)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
         self._socket = sock
+        self.is_closed = False
+        """By this end."""
         self._encoder, self._decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(Message)
 
     def send(self, message: Message) -> None:
@@ -188,10 +207,17 @@ class Connection:
             size -= len(part)
         return b"".join(parts)
 
+    def wait_closed(self) -> None:
+        """Wait until either end is closed or lost; reads nothing."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        poll.poll()
+
     def set_timeout(self, seconds: float | None) -> None:
         self._socket.settimeout(seconds)
 
     def close(self) -> None:
+        self.is_closed = True
         with contextlib.suppress(OSError):  # wake the thread that reads
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -393,27 +419,39 @@ class Follower:
 
     def _introduce(self, member: Membership, identity: str) -> None:
         nonce = self._connection.receive_raw(32)
-        self._connection.send(
-            Hello(
-                process=member.process,
-                versions=versions(),
-                identity=identity,
-                proof=_proof(member.secret, nonce, member.process),
-            )
+        hello = Hello(
+            process=member.process,
+            versions=versions(),
+            identity=identity,
+            proof=_proof(member.secret, nonce, member.process),
         )
         try:
+            self._connection.send(hello)
             answer = self._connection.receive()
-        except GroupError:
+        except (GroupError, OSError):
             raise GroupError(
                 f"the leader sent this process away; expected the same {SECRET} in every process of the group"
             ) from None
         if isinstance(answer, Refusal):
             raise GroupError(answer.reason)
 
+    def watch(self, on_lost: Callable[[str], None] | None = None) -> None:
+        """End the process as soon as the leader is gone, whatever waits or compiles here by then; `on_lost`: see
+        `die`."""
+        threading.Thread(target=self._watch, args=(on_lost or die,), name="watch-leader", daemon=True).start()
+
+    def _watch(self, on_lost: Callable[[str], None]) -> None:
+        self._connection.wait_closed()
+        if not self._connection.is_closed:
+            on_lost("the leader is gone: its control connection ended")
+
     def follow(self, runner: DeviceRunner) -> None:
         """Make calls until the leader is gone; raises GroupError then."""
         self._connection.set_timeout(None)
-        self._connection.send(Ready())
+        try:
+            self._connection.send(Ready())
+        except OSError as error:
+            raise GroupError(f"the control connection broke: {error}") from None
         while True:
             message = self._connection.receive()
             if isinstance(message, Run):
@@ -427,6 +465,9 @@ class Follower:
 
 def die(reason: str) -> None:
     """End this process at once: what waits inside a collective cannot be interrupted."""
+    latest = threading.Timer(_LOG_S, os._exit, (LOST,))
+    latest.daemon = True
+    latest.start()
     logger.error("%s; this process ends, and the group has to be started again", reason)
     logging.shutdown()
     os._exit(LOST)

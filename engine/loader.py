@@ -93,9 +93,14 @@ def follow(
     *,
     on_progress: Callable[[str], None] = logger.info,
 ) -> None:
-    """Run as a follower until the leader is gone, then raise GroupError."""
+    """Run as a follower until the leader is gone, which ends the process or raises GroupError.
+
+    From the first progress on, JAX's runtime would wait for the other processes if this one left in an orderly way.
+    """
     config = config or EngineConfig()
     follower = Follower(member, _group_identity(model, config))
+    on_progress("joining the group")
+    follower.watch()
     join_runtime(member)
     follower.follow(EngineMaker(model, config, on_progress=on_progress).make_runner())
 

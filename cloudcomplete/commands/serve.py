@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -65,10 +67,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     from cache.completion_cache import CompletionCache
     from cloudcomplete.config import load_settings
-    from engine.errors import EngineError
     from engine.types import CompletionEngine
     from server import app
-    from server.errors import ServerError
 
     overrides = list(arguments.set)
     if arguments.host is not None:
@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     try:
         asyncio.run(serve())
-    except (EngineError, ServerError) as error:
+    except Exception as error:
         if member is None:
             raise
         _refuse(error)
@@ -128,10 +128,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _follow(member: "Membership", model: Path | None, config: "EngineConfig") -> NoReturn:
-    from engine.errors import EngineError, GroupError, StepError
+    from engine.errors import GroupError, StepError
     from engine.group import die
     from engine.loader import follow
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an orderly way out would wait for the other processes
     joined = False
 
     def on_progress(line: str) -> None:
@@ -141,18 +142,24 @@ def _follow(member: "Membership", model: Path | None, config: "EngineConfig") ->
 
     try:
         follow(member, model, config, on_progress=on_progress)
-    except (GroupError, StepError) as error:
+    except Exception as error:
         if not joined:
             raise
-        die(str(error))
-    except EngineError as error:
+        if isinstance(error, (GroupError, StepError)):
+            die(str(error))
         _refuse(error)
     raise AssertionError("a follower follows until its leader is gone")
 
 
 def _refuse(error: Exception) -> NoReturn:
     """Leave with an error's message, as `main` does, but without JAX's runtime waiting for the other processes."""
-    print(f"cloudcomplete: {error}", file=sys.stderr, flush=True)
+    from engine.errors import EngineError
+    from server.errors import ServerError
+
+    if isinstance(error, (EngineError, ServerError)):
+        print(f"cloudcomplete: {error}", file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
     os._exit(1)
 
 

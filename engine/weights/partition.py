@@ -18,8 +18,9 @@ This module only reads. Which layers and tokens a stage has is `engine/stages.py
 import contextlib
 import hashlib
 import os
-from collections.abc import Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ UNFINISHED = "unfinished.json"
 FORMAT = 1
 BLOCK_BYTES = 1 << 24
 """Files are checked in blocks of this size, so that all cores can."""
+_FILES_AHEAD = 2
+"""Of a stage, so many arrays are being read while one is used."""
 VOCABULARY_PART = "vocabulary"
 
 
@@ -206,18 +209,17 @@ class Partition(contextlib.AbstractContextManager["Partition"]):
 
 
 def read_stage(directory: Path, stage: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the name and the checked array of each parameter of a stage, the next one being read meanwhile."""
+    """Yield the name and the checked array of each parameter of a stage, the next ones being read meanwhile."""
     manifest = read_manifest(directory)
     check_present(directory, manifest, stage)
-    parameters = manifest.stages[stage].parameters
-    with ThreadPoolExecutor(1) as ahead:
-        waiting = [(name, directory / file, entry) for name, (file, entry) in parameters.items()]
-        running = None
-        for name, path, entry in [*waiting, ("", Path(), None)]:
-            following = None if entry is None else (name, ahead.submit(read_array, path, entry))
-            if running is not None:
-                yield running[0], running[1].result()
-            running = following
+    running: deque[tuple[str, FileEntry, Callable[[], np.ndarray]]] = deque()
+    with _readers() as pool:
+        for name, (file, entry) in manifest.stages[stage].parameters.items():
+            running.append((name, entry, _start_reading(pool, directory / file, entry)))
+            if len(running) > _FILES_AHEAD:
+                yield _take_first(running)
+        while running:
+            yield _take_first(running)
 
 
 def check_present(directory: Path, manifest: Manifest, stage: int) -> None:
@@ -238,12 +240,12 @@ def check_present(directory: Path, manifest: Manifest, stage: int) -> None:
 
 def check_file(path: Path, entry: FileEntry) -> None:
     """Refuse a file that is not what the manifest says, byte for byte."""
-    _read_checked(path, entry)
+    _read_whole(path, entry)
 
 
 def read_array(path: Path, entry: FileEntry) -> np.ndarray:
     """Return an array, checked; raises PartitionError."""
-    return _read_checked(path, entry).view(np.dtype(entry.dtype)).reshape(entry.shape)
+    return _as_array(_read_whole(path, entry), entry)
 
 
 def describe_bytes(data: np.ndarray | bytes) -> FileEntry:
@@ -251,7 +253,7 @@ def describe_bytes(data: np.ndarray | bytes) -> FileEntry:
     array = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else np.ascontiguousarray(data)
     view = array.reshape(-1).view(np.uint8).data
     blocks = [view[start : start + BLOCK_BYTES] for start in range(0, len(view), BLOCK_BYTES)]
-    with ThreadPoolExecutor(_num_threads()) as pool:
+    with ThreadPoolExecutor(_num_cores()) as pool:
         digests = tuple(pool.map(lambda block: hashlib.sha256(block).hexdigest(), blocks))
     if isinstance(data, bytes):
         return FileEntry(num_bytes=len(view), blocks=digests)
@@ -268,32 +270,49 @@ def vocabulary_axis(path: ParameterPath) -> int | None:
     return 0 if path == ("embedding",) else 1 if path == ("head", "kernel") else None
 
 
-def _read_checked(path: Path, entry: FileEntry) -> np.ndarray:
+def _take_first(running: deque[tuple[str, FileEntry, Callable[[], np.ndarray]]]) -> tuple[str, np.ndarray]:
+    name, entry, finish = running.popleft()
+    return name, _as_array(finish(), entry)
+
+
+def _as_array(data: np.ndarray, entry: FileEntry) -> np.ndarray:
+    return data.view(np.dtype(entry.dtype)).reshape(entry.shape)
+
+
+def _read_whole(path: Path, entry: FileEntry) -> np.ndarray:
+    with _readers() as pool:
+        return _start_reading(pool, path, entry)()
+
+
+def _start_reading(pool: Executor, path: Path, entry: FileEntry) -> Callable[[], np.ndarray]:
+    """Have a file read and checked block by block; what is returned waits for its bytes, and raises PartitionError."""
     _check_size(path, entry)
     data = np.empty(entry.num_bytes, np.uint8)
-    view = data.data
+    starts = range(0, entry.num_bytes, BLOCK_BYTES)
+    digests = [pool.submit(_read_block, path, start, data.data[start : start + BLOCK_BYTES]) for start in starts]
+
+    def finish() -> np.ndarray:
+        for number, (digest, expected) in enumerate(zip(digests, entry.blocks, strict=True)):
+            if digest.result() != expected:
+                raise PartitionError(
+                    f"{path} was changed or is damaged: block {number} of {len(digests)} has another checksum than "
+                    f"{MANIFEST} says; copy the file again, or partition the model again"
+                )
+        return data
+
+    return finish
+
+
+def _read_block(path: Path, start: int, block: memoryview) -> str:
+    """Fill a block from a file and return its SHA-256.
+
+    Opens the file for itself: the system reads ahead for each opened file, and several readers of one confuse it.
+    """
+    at = 0
     with path.open("rb", buffering=0) as file:
-        descriptor = file.fileno()
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-
-        def read_block(number: int) -> bool:
-            start, stop = number * BLOCK_BYTES, min((number + 1) * BLOCK_BYTES, entry.num_bytes)
-            block, at = view[start:stop], 0
-            while at < len(block) and (got := os.preadv(descriptor, [block[at:]], start + at)):
-                at += got
-            return hashlib.sha256(block).hexdigest() == entry.blocks[number]
-
-        if len(entry.blocks) == 1:
-            agree = [read_block(0)]
-        else:
-            with ThreadPoolExecutor(_num_threads()) as pool:
-                agree = list(pool.map(read_block, range(len(entry.blocks))))
-    if not all(agree):
-        raise PartitionError(
-            f"{path} was changed or is damaged: block {agree.index(False)} of {len(agree)} has another checksum than "
-            f"{MANIFEST} says; copy the file again, or partition the model again"
-        )
-    return data
+        while at < len(block) and (got := os.preadv(file.fileno(), [block[at:]], start + at)):
+            at += got
+    return hashlib.sha256(block).hexdigest()
 
 
 def _check_size(path: Path, entry: FileEntry) -> None:
@@ -311,5 +330,10 @@ def _check_size(path: Path, entry: FileEntry) -> None:
         )
 
 
-def _num_threads() -> int:
+def _readers() -> ThreadPoolExecutor:
+    """Twice as many as cores: half of them wait for the disk while the others compute checksums."""
+    return ThreadPoolExecutor(2 * _num_cores(), thread_name_prefix="read-partition")
+
+
+def _num_cores() -> int:
     return min(8, len(os.sched_getaffinity(0)))

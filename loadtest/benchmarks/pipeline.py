@@ -1,9 +1,10 @@
 """`bench pipeline`: two processes pinned to a core each, a stage each, against one process on one core; 110 M shape.
 
 Both run 16 tokens a microbatch. One process runs them one after the other, over the whole model; two processes let them
-circulate, 16 in a step. The bound of decode is what memory gives while both cores read at once: in each tick a stage
-reads its weights once. Busy is the processor time that a process used while steps ran, idle the rest of the wall time:
-what waits for the other stage sleeps, so it is measured, not counted from the schedule.
+circulate, 16 in a step. The bound of decode is what memory gives while both cores read at once: of each microbatch a
+stage reads its layers' weights and the KV, and once a step its share of the vocabulary. Busy is the processor time that
+a process used while steps ran, idle the rest of the wall time: what waits for the other stage sleeps, so it is
+measured, not counted from the schedule.
 """
 
 import argparse
@@ -22,6 +23,10 @@ ROWS = 16
 MICROBATCHES = 16
 """Of a step: 16 of them pass two stages in 17 ticks."""
 _STEPS = 7
+_POSITION = 64
+"""Of the rows that decode: so much KV is read for each."""
+_LIMIT_S = 280
+"""Seconds that one process may take."""
 
 
 def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -34,8 +39,8 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
     on_progress("two processes on one core each")
     two = _run(cores[:2])
     bandwidth = sum(row["read_bytes_per_s"] for row in two)
-    # A tick: every stage reads its weights, and the step's ticks beyond the microbatches are the ring's ends.
-    bound = ROWS / max(row["tick_bytes"] / row["read_bytes_per_s"] for row in two)
+    # The ticks beyond the microbatches, the ring's ends, are no part of the bound.
+    bound = ROWS * MICROBATCHES / max(row["step_bytes"] / row["read_bytes_per_s"] for row in two)
     slowest = max(two, key=lambda row: row["prefill_s"])
     decode = max(row["decode_s"] for row in two)
     headline = {
@@ -66,16 +71,26 @@ def _run(cores: list[int]) -> list[dict[str, Any]]:
         )
         for stage, core in enumerate(cores)
     ]
-    outputs = [child.communicate(timeout=280)[0] for child in children]
-    if any(child.returncode for child in children):
-        raise RuntimeError("a process of the benchmark failed; see its error above")
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
+    try:
+        deadline = time.monotonic() + _LIMIT_S
+        while any(child.poll() is None for child in children):  # one that waits for one that failed never ends
+            if time.monotonic() > deadline or any(child.returncode for child in children):
+                raise RuntimeError("a process of the benchmark failed or did not end; see its error above")
+            time.sleep(0.1)
+        if any(child.returncode for child in children):
+            raise RuntimeError("a process of the benchmark failed; see its error above")
+        return [json.loads(child.communicate()[0].splitlines()[-1]) for child in children]
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
 
 
 def work(stage: int, num_stages: int, coordinator: str) -> dict[str, Any]:
     """Measure as one process of the mesh."""
     import jax
     import jax.numpy as jnp
+    import msgspec
     import numpy as np
 
     if num_stages > 1:
@@ -91,7 +106,8 @@ def work(stage: int, num_stages: int, coordinator: str) -> dict[str, Any]:
     from engine.plan import resolve
     from engine.programs import Programs
     from engine.runner import DeviceRunner, Row
-    from engine.shapes import Shape
+    from engine.shapes import Shape, ShapeFamily
+    from engine.stages import plan_stages
     from engine.types import SamplingParams
     from engine.weights.load import random_model
     from engine.weights.parameters import ParameterPath
@@ -108,7 +124,10 @@ def work(stage: int, num_stages: int, coordinator: str) -> dict[str, Any]:
         num_slots=num_rows if num_stages > 1 else ROWS, max_context=128, prefill_chunk=chunk, num_stages=num_stages,
         prefix_store_mb=0,
     )  # fmt: skip
-    plan = resolve(config, SHAPE_110M, available_bytes=1 << 40)
+    plan = msgspec.structs.replace(
+        resolve(config, SHAPE_110M, available_bytes=1 << 40),
+        shapes=ShapeFamily(row_buckets=(config.num_slots,), width_buckets=(1,), chunk_buckets=(ROWS, chunk)),
+    )
     greedy = SamplingParams()
     if num_stages == 1:
         loaded = random_model(SHAPE_110M, seed=0, dtype=jnp.float32, hold=keep)
@@ -127,7 +146,7 @@ def work(stage: int, num_stages: int, coordinator: str) -> dict[str, Any]:
             runner.run(Shape(0, 0, size), [], Row(0, start, tokens[start : start + size], greedy, 0))
 
     def decode() -> None:
-        rows = [Row(slot, 64, [slot], greedy, 1) for slot in range(config.num_slots)]
+        rows = [Row(slot, _POSITION, [slot], greedy, 1) for slot in range(config.num_slots)]
         for _ in range(num_rows // len(rows)):
             runner.run(Shape(len(rows), 1, 0), rows)
 
@@ -141,9 +160,9 @@ def work(stage: int, num_stages: int, coordinator: str) -> dict[str, Any]:
             busy.append((time.process_time() - used) / seconds[-1])
         return statistics.median(seconds), min(1.0, statistics.median(busy))
 
-    leaf_bytes = sum(
-        shard.data.nbytes for leaf in programs.leaves for shard in leaf.addressable_shards if leaf.nbytes > 1 << 16
-    )
+    part = plan_stages(SHAPE_110M, num_stages)[stage]
+    table = part.num_tokens * SHAPE_110M.hidden_size
+    kv_bytes = ROWS * _POSITION * SHAPE_110M.kv_bytes_per_token * part.num_layers // SHAPE_110M.num_layers
     prefill_s, prefill_busy = timed(lambda: prefill(size))
     decode_s, decode_busy = timed(decode)
     # What memory gives while the other core reads too: both processes measure at the same moment.
@@ -161,7 +180,7 @@ def work(stage: int, num_stages: int, coordinator: str) -> dict[str, Any]:
         "prefill_busy_share": prefill_busy,
         "decode_s": decode_s,
         "decode_busy_share": decode_busy,
-        "tick_bytes": leaf_bytes,
+        "step_bytes": MICROBATCHES * (4 * (part.num_parameters - table) + kv_bytes) + 4 * table,
         "read_bytes_per_s": values.nbytes / statistics.median(reads),
     }
     if num_stages == 1:
@@ -179,4 +198,8 @@ if __name__ == "__main__":
     os.sched_setaffinity(0, {int(parsed.core)})
     sys.stdout.write(json.dumps(work(int(parsed.stage), int(parsed.num_stages), parsed.coordinator)) + "\n")
     sys.stdout.flush()
+    if int(parsed.num_stages) > 1:
+        import jax
+
+        jax.distributed.shutdown()  # waits for the other process: it could not go on without this one
     os._exit(0)

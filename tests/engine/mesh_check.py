@@ -1,12 +1,15 @@
 """Runs one small model on meshes of virtual devices and on one device; a process of its own, since the number of
 devices is fixed when JAX starts. Prints one line of JSON a mesh: tokens, and the largest difference of logit gaps.
+`bubbles` and `serve` print what their functions say.
 """
 
+import hashlib
 import json
 import os
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +86,43 @@ def runner_on(model: ModelConfig, num_stages: int, num_tensor: int) -> DeviceRun
     return DeviceRunner(config=model, plan=plan, programs=programs)
 
 
+class NaNBubbles(MeshPrograms):
+    """Programs whose bubbles compute on NaN."""
+
+    def _run_stage(self, model: Any, micro: Shape, x: jax.Array, *rest: Any) -> tuple[jax.Array, Any]:
+        kv, batch, index, is_real, *others = rest
+        x = jnp.where(is_real, x, jnp.nan)
+        return super()._run_stage(model, micro, x, kv, batch, index, self._passes_for_real(is_real), *others)
+
+    def _passes_for_real(self, is_real: jax.Array) -> jax.Array:
+        return is_real
+
+
+class LeakingBubbles(NaNBubbles):
+    """The defect that is looked for: bubbles write to slots."""
+
+    def _passes_for_real(self, is_real: jax.Array) -> jax.Array:
+        return jnp.ones_like(is_real)
+
+
+def check_bubbles() -> None:
+    """Four stages, four microbatches of a row and 16 tokens of a chunk: print tokens, KV's checksum and its NaNs."""
+    model, shape = model_of(4), Shape(4, 1, 64)
+    config = EngineConfig(num_slots=5, prefill_chunk=64, max_context=128, num_stages=4, prefix_store_mb=1)
+    plan = resolve(config, model, available_bytes=1 << 30)
+    prompt = np.random.default_rng(5).integers(0, NUM_TOKENS, 64).tolist()
+    rows = [Row(slot, 3 * slot, [slot], SamplingParams(), 1) for slot in range(4)]
+    for programs_of in (MeshPrograms, NaNBubbles, LeakingBubbles):
+        weights = MeshWeights(model, choose_mesh(config, model, jax.devices()))
+        random_model(model, seed=3, dtype=jnp.float32, hold=weights.take)
+        programs = programs_of(weights, plan, xla_attention, NUM_TOKENS)
+        runner = DeviceRunner(config=model, plan=plan, programs=programs)
+        results = runner.run(shape, rows, Row(4, 0, prompt, SamplingParams(), 0))
+        kv = np.stack([np.asarray(part) for layer in runner._kv for part in layer])
+        line = {"kv": hashlib.sha256(kv).hexdigest(), "num_nan": int(np.isnan(kv).sum())}
+        say(line | {"tokens": [choice for row in results for choice in row]})
+
+
 def texts_of(compile_cache: str, **mesh: int) -> tuple[list[str], EngineStats]:
     """What an engine, or replicas of them, answer to two files in turn, which share one slot and the prefix store."""
     config = EngineConfig(
@@ -117,8 +157,7 @@ def serve(compile_cache: str) -> None:
     expected, _ = texts_of(compile_cache)
     found, stats = texts_of(compile_cache, num_stages=2, num_tensor=2, num_replicas=2)
     line = {"found": found, "expected": expected, "finished": stats.num_finished, "recompiles": stats.num_recompiles}
-    sys.stdout.write(json.dumps(line | {"reused": stats.num_reused_tokens}) + "\n")
-    sys.stdout.flush()
+    say(line | {"reused": stats.num_reused_tokens})
     os._exit(0)
 
 
@@ -130,9 +169,18 @@ def main() -> None:
             found, gaps = tokens_of(runner_on(model, num_stages, num_tensor))
             difference = float(np.max(np.abs(np.array(gaps) - np.array(expected_gaps))))
             line = {"mesh": [num_layers, num_stages, num_tensor], "difference": difference}
-            sys.stdout.write(json.dumps(line | {"found": found, "expected": expected}) + "\n")
-            sys.stdout.flush()
+            say(line | {"found": found, "expected": expected})
+
+
+def say(line: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    serve(sys.argv[2]) if sys.argv[1] == "serve" else main()
+    if sys.argv[1] == "serve":
+        serve(sys.argv[2])
+    elif sys.argv[1] == "bubbles":
+        check_bubbles()
+    else:
+        main()

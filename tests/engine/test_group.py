@@ -1,7 +1,10 @@
 """The control connection of a group: who is let in, who is refused and why, what happens when one is lost."""
 
+import queue
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +14,7 @@ import pytest
 
 from engine import group
 from engine.errors import ConfigError, GroupError
-from engine.group import SECRET, Follower, Leader, Membership, Ready, Reset, membership
+from engine.group import SECRET, SILENT_S, Follower, Leader, Membership, Ready, Reset, membership
 
 
 @pytest.fixture
@@ -66,6 +69,55 @@ def test_followers_join_hear_calls_and_their_loss_is_noticed(member: Callable[..
     for end in (leader, first, second):
         end.close()
     assert lost == ["process 2 is lost: the other process closed the control connection"]
+
+
+def test_a_follower_that_is_busy_notices_that_its_leader_is_gone(member: Callable[..., Membership]) -> None:
+    leader, follower = join(lambda: Leader(member(0), "m"), lambda: Follower(member(1), "m"))
+    lost: "queue.Queue[str]" = queue.Queue()
+    follower.watch(lost.put)
+    leader._connections[1].send(Reset())  # unread: what the follower is doing takes long
+    leader.close()
+    assert lost.get(timeout=10) == "the leader is gone: its control connection ended"
+    assert follower._connection.receive() == Reset(), "watching reads nothing"
+    follower.close()
+
+
+def test_a_follower_that_leaves_by_itself_has_lost_nobody(member: Callable[..., Membership]) -> None:
+    leader, follower = join(lambda: Leader(member(0), "m"), lambda: Follower(member(1), "m"))
+    lost: list[str] = []
+    follower.watch(lost.append)
+    [watching] = [thread for thread in threading.enumerate() if thread.name == "watch-leader"]
+    follower.close()
+    watching.join(10)
+    assert not watching.is_alive()
+    assert not lost
+    leader.close()
+
+
+def test_a_host_that_is_silent_is_found_by_keepalive(member: Callable[..., Membership]) -> None:
+    leader, follower = join(lambda: Leader(member(0), "m"), lambda: Follower(member(1), "m"))
+    for sock in (leader._connections[1]._socket, follower._connection._socket):
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle, pause, count = (
+            sock.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert idle + pause * count == SILENT_S
+    leader.close()
+    follower.close()
+
+
+def test_a_process_that_ends_does_not_wait_for_who_does_not_read_its_log() -> None:
+    script = (
+        "import logging, threading\n"
+        "from engine import group\n"
+        "handler = logging.StreamHandler()\n"
+        "handler.emit = lambda record: threading.Event().wait()\n"
+        "group.logger.addHandler(handler)\n"
+        "group._LOG_S = 0.1\n"
+        "group.die('lost')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == group.LOST
 
 
 def test_a_follower_with_another_model_is_refused_on_both_sides(member: Callable[..., Membership]) -> None:

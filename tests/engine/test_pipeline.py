@@ -35,8 +35,16 @@ def test_every_mesh_chooses_the_tokens_of_one_device() -> None:
         assert line["difference"] < 1e-3, line["mesh"]  # false for NaN too
 
 
-def test_two_replicas_of_meshes_serve_as_one_device_does(tmp_path: Path) -> None:
-    [line] = run_on_virtual_devices("serve", str(tmp_path))
+def test_nan_in_every_bubble_reaches_no_output_and_no_kv() -> None:
+    plain, nan, leaking = run_on_virtual_devices("bubbles")
+    assert plain["tokens"] == nan["tokens"]
+    assert plain["kv"] == nan["kv"]
+    assert (plain["num_nan"], nan["num_nan"]) == (0, 0)
+    assert leaking["num_nan"] > 0, "the NaN of bubbles that pass for real are seen, so there are some"
+
+
+def test_two_replicas_of_meshes_serve_as_one_device_does(compile_cache: Path) -> None:
+    [line] = run_on_virtual_devices("serve", str(compile_cache))
     assert line["found"] == line["expected"]
     assert (line["finished"], line["recompiles"]) == (6, 0)
     assert line["reused"] > 100
