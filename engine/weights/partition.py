@@ -331,8 +331,8 @@ def _check_size(path: Path, entry: FileEntry) -> None:
 
 
 def _readers() -> ThreadPoolExecutor:
-    """Twice as many as cores: half of them wait for the disk while the others compute checksums."""
-    return ThreadPoolExecutor(2 * _num_cores(), thread_name_prefix="read-partition")
+    """As many as cores: more were slower, since each reads ahead from another place of the disk."""
+    return ThreadPoolExecutor(_num_cores(), thread_name_prefix="read-partition")
 
 
 def _num_cores() -> int:
