@@ -1,4 +1,4 @@
-"""A server for the length of a benchmark, with settings of its own: the product's, or llama.cpp's on the same weights.
+"""A server for the length of a benchmark, with settings of its own: the product's, or a peer's on the same weights.
 
 Each is a process on a free port of loopback, stopped by its id; the product's also stops with its standard input.
 """
@@ -9,10 +9,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from loadtest.benchmarks import peers
 from loadtest.benchmarks.peers import Peers, is_healthy
 from loadtest.errors import RunError
 from loadtest.load_run import free_port
@@ -55,15 +56,25 @@ def serving(settings: Sequence[str] = ()) -> Iterator[Served]:
             _stop(process)
 
 
-@contextmanager
-def serving_llama_cpp(model: Path, *, num_slots: int) -> Iterator[Served]:
+def serving_llama_cpp(model: Path, *, num_slots: int) -> AbstractContextManager[Served]:
     """Serve a GGUF file by llama.cpp's server, as docs/peers.md says; raises RunError."""
-    port = free_port()
-    threads = str(len(os.sched_getaffinity(0)))
-    command = [
+    port, threads = free_port(), _threads()
+    return _serving_peer(port, [
         str(Peers.from_environment().server), "-m", str(model), "--host", "127.0.0.1", "--port", str(port),
         "-c", str(2048 * num_slots), "-np", str(num_slots), "-b", "1920", "-t", threads, "-tb", threads,
-    ]  # fmt: skip
+    ])  # fmt: skip
+
+
+def serving_transformers(directory: Path) -> AbstractContextManager[Served]:
+    """Serve a model directory by transformers, `loadtest/peers/transformers_infill.py`; raises RunError."""
+    port = free_port()
+    script = Path(peers.__file__).parents[1] / "peers/transformers_infill.py"
+    python = str(Peers.from_environment().python)
+    return _serving_peer(port, [python, str(script), str(directory), str(port), _threads()])
+
+
+@contextmanager
+def _serving_peer(port: int, command: Sequence[str]) -> Iterator[Served]:
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
@@ -71,11 +82,15 @@ def serving_llama_cpp(model: Path, *, num_slots: int) -> Iterator[Served]:
         deadline_s = time.monotonic() + _START_S
         while not is_healthy(address):
             if process.poll() is not None or time.monotonic() > deadline_s:
-                raise RunError(f"{command[0]} does not serve; run it by hand to see why")
+                raise RunError(f"{' '.join(command)} does not serve; run it by hand to see why")
             time.sleep(0.1)
         yield Served(address, process.pid)
     finally:
         _stop(process)
+
+
+def _threads() -> str:
+    return str(len(os.sched_getaffinity(0)))
 
 
 def typing_trace() -> Path:
