@@ -25,7 +25,7 @@ from transformers import (  # type: ignore[import-not-found]
 _SUFFIX_SHARE = 0.25
 
 
-class _Gone(StoppingCriteria):  # type: ignore[misc]
+class _Gone(StoppingCriteria):
     def __init__(self) -> None:
         self.is_gone = threading.Event()
 
