@@ -8,15 +8,19 @@ does.
 import asyncio
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from loadtest.benchmarks.served import Served, serving
 from loadtest.load_result import FAILED, WHOLE
+from loadtest.load_run import free_port
+from loadtest.redis_server import PROGRAM, count_keys, running_redis
 from loadtest.source_text import choose_place
 from loadtest.users import Figure, ask
 from server.client import AsyncClient, AsyncClientSession
@@ -52,6 +56,8 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
         on_progress(f"{name}: {row}")
         if "idle_sessions_mb" in row:
             headline["idle_sessions_mb"] = row["idle_sessions_mb"]
+    rows.append(_shared_tier_gone())
+    on_progress(f"{rows[-1]}")
     headline["lost"] = sum(row["lost"] or 0 for row in rows if not row["fault"].startswith("kill"))
     headline["well_after_max_s"] = max(row["well_after_s"] for row in rows if row["well_after_s"] is not None)
     return headline, rows
@@ -139,6 +145,41 @@ async def _killed(served: Served) -> dict[str, Any]:
     await asyncio.gather(*asking)
     told = [figure.error for figure in figures if figure.name == FAILED]
     return {"lost": len(told), "well_after_s": None, "new_ones": told[0] if told else ""}
+
+
+def _shared_tier_gone() -> dict[str, Any]:
+    """The shared tier's server goes while requests run, and comes back empty at the same address."""
+    row: dict[str, Any] = {"fault": "shared tier gone and back", "lost": None, "well_after_s": None}
+    if PROGRAM is None:
+        return row | {"new_ones": "not tried: redis-server is not installed"}
+    port = free_port()
+    shared = (f"cache.shared=redis://127.0.0.1:{port}/0",)
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as redis, serving(shared) as served:
+        redis.enter_context(running_redis(port, Path(scratch)))
+        asyncio.run(_well_after_s(served.address))
+
+        async def lose() -> dict[str, Any]:
+            figures, asking = await _load(served.address, 4)
+            await asyncio.to_thread(redis.close)
+            well_s = await _well_after_s(served.address)
+            await asyncio.gather(*asking)
+            unfinished = sum(figure.name == FAILED for figure in figures)
+            return {"lost": 4 - _num_told(figures) + unfinished, "well_after_s": well_s}
+
+        row |= asyncio.run(lose())
+        with running_redis(port, Path(scratch)):
+            row["used_again_after_s"] = asyncio.run(_used_after_s(served.address, port))
+    return row
+
+
+async def _used_after_s(address: str, port: int) -> float:
+    """Return after how long answers are kept in the shared tier again."""
+    began_s = time.monotonic()
+    while time.monotonic() - began_s < _WELL_S:
+        await _well_after_s(address)
+        if await asyncio.to_thread(count_keys, port):
+            return round(time.monotonic() - began_s, 2)
+    return float("inf")
 
 
 async def _load(address: str, count: int) -> tuple[list[Figure], list["asyncio.Task[None]"]]:

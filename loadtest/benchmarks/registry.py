@@ -27,6 +27,7 @@ from loadtest.benchmarks import (
     products,
     rivals,
     similarity,
+    soak,
     sparse,
     sparse_quality,
     stall,
@@ -84,6 +85,7 @@ BENCHMARKS = {
         ),
         Benchmark(name="prefill", summary="prompt tokens per second", measure=prefill.measure),
         Benchmark(name="similarity", summary="drafts from 100,000 places of real code", measure=similarity.measure),
+        Benchmark(name="soak", summary="half an hour of typing: memory and latency", measure=soak.measure),
         Benchmark(name="sparse", summary="block-sparse attention over dense, to 16k tokens", measure=sparse.measure),
         Benchmark(
             name="sparse-quality", summary="answers with half of the blocks left out", measure=sparse_quality.measure

@@ -33,13 +33,21 @@ def load_trace(path: Path) -> Trace:
 
 
 def type_once(
-    trace: Trace, address: str, *, users: int, keystrokes: int, dialect: str = "grpc", client_cache: bool = False
+    trace: Trace,
+    address: str,
+    *,
+    users: int,
+    keystrokes: int,
+    seed: int = 0,
+    dialect: str = "grpc",
+    client_cache: bool = False,
 ) -> dict[str, Number]:
-    """Replay once, and return the headline."""
+    """Replay once, and return the headline; `seed` decides which stretches are typed."""
 
     async def run() -> dict[str, Number]:
         replay = Replay(
-            trace, ReplaySettings(users=users, keystrokes=keystrokes, max_tokens=MAX_TOKENS, path="C.svelte")
+            trace,
+            ReplaySettings(users=users, keystrokes=keystrokes, max_tokens=MAX_TOKENS, path="C.svelte", seed=seed),
         )
         async with open_dialect(dialect, address, has_client_cache=client_cache) as opened:
             await replay.run(opened)

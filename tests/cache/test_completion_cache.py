@@ -16,8 +16,9 @@ from cache.config import CacheConfig
 from cache.errors import CacheConfigError, SharedStoreError
 from cache.key import Hit
 from cache.sqlite_store import FILE_NAME, SqliteStore
+from loadtest.load_run import free_port
+from loadtest.redis_server import PROGRAM, running_redis
 from tests.cache.made_keys import Clock, make_answer, make_key
-from tests.cache.redis_server import PROGRAM, free_port, running_redis
 
 Make = Callable[..., CompletionCache]
 

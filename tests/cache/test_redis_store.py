@@ -10,8 +10,9 @@ import pytest
 from cache.errors import CacheConfigError, SharedStoreError
 from cache.redis_store import RedisStore, without_secrets
 from cache.store import Stored, StoreSize
+from loadtest.load_run import free_port
+from loadtest.redis_server import PROGRAM, running_redis
 from tests.cache.made_keys import Clock
-from tests.cache.redis_server import PROGRAM, free_port, running_redis
 
 needs_client = pytest.mark.skipif(find_spec("redis") is None, reason="the redis package is not installed")
 needs_server = pytest.mark.skipif(PROGRAM is None, reason="redis-server is not installed")
