@@ -154,22 +154,23 @@ def _shared_tier_gone() -> dict[str, Any]:
         return row | {"new_ones": "not tried: redis-server is not installed"}
     port = free_port()
     shared = (f"cache.shared=redis://127.0.0.1:{port}/0",)
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as redis, serving(shared) as served:
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as redis:
         redis.enter_context(running_redis(port, Path(scratch)))
-        asyncio.run(_well_after_s(served.address))
-
-        async def lose() -> dict[str, Any]:
-            figures, asking = await _load(served.address, 4)
-            await asyncio.to_thread(redis.close)
-            well_s = await _well_after_s(served.address)
-            await asyncio.gather(*asking)
-            unfinished = sum(figure.name == FAILED for figure in figures)
-            return {"lost": 4 - _num_told(figures) + unfinished, "well_after_s": well_s}
-
-        row |= asyncio.run(lose())
-        with running_redis(port, Path(scratch)):
-            row["used_again_after_s"] = asyncio.run(_used_after_s(served.address, port))
+        with serving(shared) as served:
+            row |= asyncio.run(_lose(served, redis))
+            with running_redis(port, Path(scratch)):
+                row["used_again_after_s"] = asyncio.run(_used_after_s(served.address, port))
     return row
+
+
+async def _lose(served: Served, redis: ExitStack) -> dict[str, Any]:
+    await _well_after_s(served.address)
+    figures, asking = await _load(served.address, 4)
+    await asyncio.to_thread(redis.close)
+    well_s = await _well_after_s(served.address)
+    await asyncio.gather(*asking)
+    unfinished = sum(figure.name == FAILED for figure in figures)
+    return {"lost": 4 - _num_told(figures) + unfinished, "well_after_s": well_s}
 
 
 async def _used_after_s(address: str, port: int) -> float:
