@@ -19,8 +19,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## start a server on the starter model and complete places of real files
 	$(BIN)/python -m cloudcomplete.demo
 
-test: $(INSTALLED) ## run the tests
-	$(BIN)/python -m pytest
+TEST_PROCESSES ?= 2
+
+test: $(INSTALLED) ## run the tests, in TEST_PROCESSES processes
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED) ## lint, format, types, layers
 	$(BIN)/ruff check .
