@@ -4,6 +4,7 @@
 figure on the page is one that a run has written; what is worse than the peer is marked as such.
 """
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,8 +19,16 @@ _TITLES = {
     "bursts": "Bursts and overload",
     "soak": "Soak",
     "faults": "Faults under load",
+    "replay-sveltecomponent": "Typing, one user: an editing history of a Svelte component",
+    "keystroke": "One more character on a long prompt",
+    "stall": "A long prompt beside running sequences",
+    "peers": "Tokens per second beside llama.cpp and transformers",
+    "sparse": "Block-sparse attention over dense attention",
+    "sparse-quality": "What leaving out blocks costs",
+    "pipeline": "Two stages in two processes over one process",
 }
 _AIMS: dict[str, tuple[str, float]] = {
+    # ablation, rivals, bursts, faults
     "latency_p50_cut_share": (">=", 0.762),
     "sustained_users_ratio": (">=", 4.2),
     "first_text_p95_over_llamacpp": ("<=", 0.5),
@@ -27,8 +36,40 @@ _AIMS: dict[str, tuple[str, float]] = {
     "overload_first_text_p95_over_unloaded": ("<=", 2.0),
     "overload_whole_p95_over_unloaded": ("<=", 2.0),
     "idle_sessions_mb": ("<=", 500.0),
+    # the engine
+    "tokens_computed_p50": ("<=", 16.0),
+    "time_over_cold_p50": ("<=", 0.1),
+    "gap_p99_over_quiet_p50": ("<=", 3.0),
+    "admitted_over_alone": ("<=", 1.5),
+    "decode_b1_f32_over_llamacpp_110m": (">=", 0.8),
+    "decode_b8_f32_over_llamacpp_110m": (">=", 1.0),
+    "decode_b16_f32_over_llamacpp_110m": (">=", 1.0),
+    "prefill_1k_f32_over_llamacpp_110m": (">=", 1.0),
+    "decode_b1_f32_over_transformers_110m": (">=", 3.0),
+    "decode_b1_f32_over_llamacpp_starter": (">=", 0.8),
+    "decode_b8_f32_over_llamacpp_starter": (">=", 1.0),
+    "decode_b16_f32_over_llamacpp_starter": (">=", 1.0),
+    "prefill_1k_f32_over_llamacpp_starter": (">=", 1.0),
+    "decode_b1_f32_over_transformers_starter": (">=", 3.0),
+    "drafted_b1_over_llamacpp_starter": (">=", 1.0),
+    "two_process_prefill_speedup": (">=", 1.8),
+    "two_process_decode_share": (">=", 0.9),
+    "attention_16k_over_dense": ("<=", 0.35),
+    "prefill_8k_over_dense": ("<=", 1.0),
+    "prefill_16k_over_dense": ("<=", 0.7),
+    "exact_match_relative_change": (">=", -0.01),
+    # answers without the model
+    "first_text_p50_ms": ("<=", 30.0),
+    "first_text_p95_ms": ("<=", 200.0),
+    "answered_without_model_share": (">=", 0.5),
+    "prefetch_hit_share": (">=", 0.3),
+    "prefetch_wasted_token_share": ("<=", 0.5),
+    "accepts_continued_without_model_share": (">=", 0.5),
+    "false_hits": ("<=", 0.0),
+    "exact_match_relative_gain": (">=", 0.074),
 }
-_WORSE_ABOVE_ONE = ("first_text_p50_over_llamacpp", "first_text_p95_over_llamacpp")
+_OVER_PEER = re.compile(r"(first_text|whole)?.*_over_(llamacpp|transformers)")
+_PEERS = {"llamacpp": "llama.cpp", "transformers": "transformers"}
 _MOST_ROWS = 24
 _MOST_COLUMNS = 7
 
@@ -73,9 +114,10 @@ def describe(name: str, result: Result) -> list[str]:
 def judge(figure: str, value: Finding) -> tuple[str, str]:
     """Return a figure's aim and what came of it; empty where there is none."""
     value = None if isinstance(value, str) else value
-    said = "worse than llama.cpp" if figure in _WORSE_ABOVE_ONE and value is not None and value > 1 else ""
-    if figure == "sustained_users_over_llamacpp" and value is not None and value < 1:
-        said = "worse than llama.cpp"
+    said = ""
+    if value is not None and (peer := _OVER_PEER.match(figure)):
+        is_time = peer.group(1) is not None
+        said = f"worse than {_PEERS[peer.group(2)]}" if (value > 1 if is_time else value < 1) else ""
     if figure not in _AIMS:
         return "", said
     relation, bound = _AIMS[figure]

@@ -41,3 +41,6 @@ def test_what_is_slower_than_a_peer_is_said_plainly() -> None:
     assert judge("sustained_users_over_llamacpp", 0.5) == (">= 2", "not met, worse than llama.cpp")
     assert judge("first_text_p95_over_llamacpp", 0.4) == ("<= 0.5", "met")
     assert judge("first_text_p95_over_llamacpp", None) == ("<= 0.5", "not met")
+    assert judge("decode_b8_int8_over_llamacpp_q8_110m", 0.9) == ("", "worse than llama.cpp")
+    assert judge("decode_b8_int8_over_llamacpp_q8_110m", 1.1) == ("", "")
+    assert judge("decode_b1_f32_over_transformers_110m", 0.9) == (">= 3", "not met, worse than transformers")
