@@ -42,7 +42,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     sparse: Literal["auto", "on", "off"] = "auto"
     """Block-sparse attention while prompts are computed, for requests that do not say; auto: for prompts of at least
     `sparse_tokens`; on: wherever blocks can be left out; off: never, whatever requests say."""
-    sparse_tokens: int = 6144
+    sparse_tokens: int = 4096
     """From so many prompt tokens on attention is block-sparse with `sparse = "auto"`."""
     sparse_blocks: int = 32
     """Blocks of 64 positions that each block of queries attends to; the fewer, the faster and the less exact."""
