@@ -202,11 +202,15 @@ def load_predictor(config: ServerConfig) -> Predictor:
 
 
 def save_predictor(predictor: Predictor, config: ServerConfig) -> None:
-    """Leave the predictor to the next server, if it has learned anything and there is a place for it."""
+    """Leave the predictor to the next server, if it has learned anything, there is a place for it, and nobody has put
+    another one there meanwhile."""
     path = _predictor_path(config)
     if path is not None and predictor.num_learned:
         try:
-            predictor.save(path)
+            if predictor.is_origin(path):
+                predictor.save(path)
+            else:
+                _log.warning("%s is another predictor than the one this server began with; it stays", path)
         except OSError as error:
             _log.warning("cannot keep what the predictor has learned: %s", error)
 

@@ -68,6 +68,7 @@ class Predictor:
         self.weights: dict[Kind, list[float]] = {kind: list(weights) for kind, weights in START.items()}
         self.num_learned = 0
         """Examples seen."""
+        self._origin = b""
 
     def probability(self, kind: Kind, features: Sequence[float]) -> float:
         """Return how likely a guess with these features comes true, 0 to 1."""
@@ -94,11 +95,16 @@ class Predictor:
         aside.write_bytes(msgspec.json.encode(saved))
         aside.replace(path)
 
+    def is_origin(self, path: Path) -> bool:
+        """Tell whether a file is still what this was loaded from, or is still missing; raises OSError."""
+        return (path.read_bytes() if path.exists() else b"") == self._origin
+
     @classmethod
     def load(cls, path: Path) -> "Predictor":
         """Read saved weights; raises PredictorError for what is none, or of another version; OSError."""
+        data = path.read_bytes()
         try:
-            saved = msgspec.json.decode(path.read_bytes(), type=_Saved)
+            saved = msgspec.json.decode(data, type=_Saved)
         except msgspec.DecodeError as error:
             raise PredictorError(
                 f"{path} is no saved predictor: {error}; expected what `Predictor.save` wrote; delete it to begin anew"
@@ -114,7 +120,7 @@ class Predictor:
                 f"{path} has weights {shapes}; expected {expected}, all of them numbers; delete it to begin anew"
             )
         predictor = cls()
-        predictor.weights, predictor.num_learned = saved.weights, saved.num_learned
+        predictor.weights, predictor.num_learned, predictor._origin = saved.weights, saved.num_learned, data
         return predictor
 
 

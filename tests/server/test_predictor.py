@@ -6,6 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from server import app
+from server.config import ServerConfig
 from server.errors import PredictorError
 from server.predictor import FEATURES, START, Guess, Predictor, train
 
@@ -65,3 +67,22 @@ def test_a_file_of_another_version_or_none_is_refused(tmp_path: Path, content: b
 
 def test_every_kind_has_a_weight_for_each_feature() -> None:
     assert {kind: len(names) for kind, names in FEATURES.items()} == {kind: len(w) for kind, w in START.items()}
+
+
+def test_a_server_leaves_what_it_learned_but_never_over_a_predictor_that_was_put_there_meanwhile(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = ServerConfig(feedback_directory=str(tmp_path))
+    example = Guess(kind="accept", features=(1.0, 0.0, 0.0), has_come=True)
+    first = app.load_predictor(config)
+    first.learn(example)
+    app.save_predictor(first, config)
+    second, third = app.load_predictor(config), app.load_predictor(config)
+    assert second.num_learned == 1
+    second.learn(example)
+    app.save_predictor(second, config)
+    third.learn(example)
+    third.learn(example)
+    app.save_predictor(third, config)
+    assert app.load_predictor(config).num_learned == 2
+    assert "is another predictor than the one this server began with; it stays" in caplog.text
