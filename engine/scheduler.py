@@ -31,7 +31,7 @@ from engine.prefix_store import BlockCopy, PrefixStore
 from engine.sequence import Sequence
 from engine.shapes import MAX_SCORED, Shape, ShapeFamily
 from engine.slots import SlotTable
-from engine.types import PRIORITIES, FinishReason, FinishState, Priority
+from engine.types import PRIORITIES, FinishReason, FinishState, Priority, Request
 
 _STALL = 2.5
 """A step with a chunk may take so many times as long as the same step without it."""
@@ -177,7 +177,7 @@ class Scheduler:
         grant = self._slots.acquire(
             tokens,
             request.tenant,
-            request.session,
+            _slot_name(request),
             may_reuse=may_reuse,
             is_sparse=sequence.focus is not None,
         )
@@ -212,7 +212,7 @@ class Scheduler:
         self._running.remove(sequence)
         computed = np.array(sequence.tokens[: sequence.num_computed], np.int32)
         self._slots.release(
-            sequence.slot, computed, sequence.request.tenant, sequence.request.session, num_dense=sequence.num_dense
+            sequence.slot, computed, sequence.request.tenant, _slot_name(sequence.request), num_dense=sequence.num_dense
         )
         sequence.slot, sequence.num_computed, sequence.num_dense = -1, 0, None
 
@@ -259,3 +259,7 @@ class Scheduler:
         size = max(allowed, key=lambda size: (min(size, long.num_pending) / seconds[size], size))
         shape = self._shapes.for_chunk(size, num_rows=len(rows))
         return PlannedRun(shape, rows, PlannedRow(long, min(shape.chunk, long.num_pending)))
+
+
+def _slot_name(request: Request) -> str:
+    return request.session + "\0aside" if request.session and request.is_aside else request.session

@@ -62,6 +62,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Requests of different tenants never share KV."""
     session: str = ""
     """The same for all requests from one open file of one tenant: they return to its slot. Empty: none."""
+    is_aside: bool = False
+    """Work for the session that has a slot of its own, so that the KV in the session's slot stays."""
     draft: str = ""
     """Text that is expected to come out, such as the answer to a similar request; if it is wrong it costs some time."""
     priority: Priority = "interactive"

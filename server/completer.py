@@ -32,9 +32,6 @@ from server.sessions import Found, Session, Sessions
 from server.suggestion import Ahead, Suggestion
 from server.types import AnswerPart, CompletionRequest, Source
 
-_AHEAD = "\0ahead"
-"""Makes a session's name in the engine that of another one; clients' names have no such character."""
-
 
 class Completer:
     """Serves requests, many at once. Used from the event loop's thread only."""
@@ -203,9 +200,8 @@ class Completer:
                 tenant=tenant,
             )
             if ahead is not None:
-                # Under another name the KV of the line that is typed in is put into the prefix store, not overwritten.
-                kv_name = asked.session + _AHEAD if moves_cut else asked.session
-                asked = msgspec.structs.replace(asked, priority="speculative", session=kv_name)
+                # Aside, the KV of the line that is typed in is put into the prefix store, not overwritten.
+                asked = msgspec.structs.replace(asked, priority="speculative", is_aside=moves_cut)
             key = self._answers.key(asked, engine, has_seed=request.sampling.seed is not None)
             if key is None:
                 return msgspec.structs.replace(asked, draft=draft)

@@ -344,6 +344,19 @@ def test_work_of_lower_priority_does_not_fill_the_queue_for_others(make_engine) 
     assert engine.stats().num_finished == 4
 
 
+@pytest.mark.parametrize(("is_aside", "num_reused"), [(True, 60), (False, 0)])
+def test_work_aside_leaves_the_slot_of_its_session_as_it_is(make_engine, is_aside, num_reused) -> None:
+    engine = make_engine(num_slots=2, prefix_store_mb=0)
+    line = request("line", "abc = 1\n" * 8, session="s")
+    submit(engine, line)
+    run_until_idle(engine)
+    submit(engine, request("next line", "other = 2\n" * 8, session="s", is_aside=is_aside, priority="speculative"))
+    run_until_idle(engine)
+    again = submit(engine, msgspec.structs.replace(line, request_id="again"))
+    run_until_idle(engine)
+    assert (again.finish.usage.num_reused_tokens >= 60) == (num_reused >= 60)
+
+
 def test_a_prompt_whose_slot_was_given_up_comes_back_from_the_prefix_store(
     make_engine, tokenizer, template, ascii_ids
 ) -> None:
