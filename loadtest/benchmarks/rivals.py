@@ -2,7 +2,8 @@
 
 llama.cpp's server is asked as its editor plugins ask it, with their cache in the client and without one; transformers
 through a server of its own (`loadtest/peers/transformers_infill.py`). All run in turn, twice; ratios are of the medians
-of each. The peers' directory is named by CLOUDCOMPLETE_PEERS (docs/peers.md).
+of each. A percentile that falls on keystrokes which never got any text is no number, and then there is no ratio. The
+peers' directory is named by CLOUDCOMPLETE_PEERS (docs/peers.md).
 """
 
 import statistics
@@ -55,7 +56,11 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
                         most = find_sustained(trace, served.address, ladder=_LADDER, on_progress=on_progress, **how)
                         sustained[name] = most.users
                         rows.append({"server": name, "sustained_users": most.users})
-    headline: dict[str, float] = {}
+    headline: dict[str, Any] = {
+        f"{figure}_{name}": _median(rows, name, figure)
+        for name in rivals
+        for figure in ("first_text_p50_ms", "first_text_p95_ms", "on_time_share")
+    }
     for peer in list(rivals)[1:]:
         for share in ("p50", "p95"):
             mine, theirs = (_median(rows, name, f"first_text_{share}_ms") for name in ("cloudcomplete", peer))
@@ -68,5 +73,6 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
 
 
 def _median(rows: list[dict[str, Any]], server: str, name: str) -> float | None:
-    values = [row[name] for row in rows if row["server"] == server and row.get(name) is not None]
-    return statistics.median(values) if values else None
+    """Return the median over the rounds; None where some round has no number."""
+    values = [row[name] for row in rows if row["server"] == server and name in row]
+    return None if None in values else statistics.median(values)
