@@ -4,11 +4,14 @@
 
 Prompts as llama.cpp makes them: PRE, text before, SUF, text after, MID; of a text too long for the window the end of
 what is before and the beginning of what is after. Greedy `generate` with a text streamer, one request at a time, since
-it batches none; a client that is gone ends it at the next token. Runs in the peers' environment (docs/peers.md).
+it batches none; a client that is gone ends it at the next token, or before it begins. Runs in the peers' environment
+(docs/peers.md).
 """
 
 import contextlib
 import json
+import select
+import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,11 +29,22 @@ _SUFFIX_SHARE = 0.25
 
 
 class _Gone(StoppingCriteria):
-    def __init__(self) -> None:
-        self.is_gone = threading.Event()
+    """Whether the client has closed its connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def is_gone(self) -> bool:
+        """Look, without reading and without waiting."""
+        if not select.select([self._connection], [], [], 0)[0]:
+            return False
+        try:
+            return not self._connection.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return True
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        return torch.full((len(input_ids),), self.is_gone.is_set(), dtype=torch.bool)
+        return torch.full((len(input_ids),), self.is_gone(), dtype=torch.bool)
 
 
 class _Model:
@@ -55,9 +69,8 @@ class _Model:
         )
         return torch.tensor([[prefix, *before, suffix, *after, middle]])
 
-    def stream(self, prompt: Any, new_tokens: int) -> Any:
-        """Yield pieces of text; whoever closes this ends the generation."""
-        gone = _Gone()
+    def stream(self, prompt: Any, new_tokens: int, gone: _Gone) -> Any:
+        """Yield pieces of text, until the client is gone."""
         streamer = TextIteratorStreamer(self._tokenizer, skip_prompt=True, skip_special_tokens=True)
         words = {"max_new_tokens": new_tokens, "do_sample": False, "streamer": streamer, "stopping_criteria": [gone]}
         mask = torch.ones_like(prompt)
@@ -68,7 +81,6 @@ class _Model:
         try:
             yield from streamer
         finally:
-            gone.is_gone.set()
             thread.join()
 
 
@@ -85,14 +97,17 @@ def handler(model: _Model) -> type[BaseHTTPRequestHandler]:
             """Stream a completion as server-sent events."""
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             self._begin("text/event-stream")
-            with model.lock:
-                prompt, num_new = model.prompt(asked), asked["n_predict"]
+            gone = _Gone(self.connection)
+            with model.lock, contextlib.suppress(OSError):
+                if gone.is_gone():
+                    return
+                prompt = model.prompt(asked)
                 count = prompt.shape[1]
-                with contextlib.suppress(OSError), contextlib.closing(model.stream(prompt, num_new)) as texts:
+                with contextlib.closing(model.stream(prompt, asked["n_predict"], gone)) as texts:
                     for text in texts:
                         if text:
                             self._say({"content": text})
-                    self._say({"content": "", "stop": True, "tokens_evaluated": count, "timings": {"prompt_n": count}})
+                self._say({"content": "", "stop": True, "tokens_evaluated": count, "timings": {"prompt_n": count}})
 
         def _begin(self, kind: str) -> None:
             self.send_response(200)
