@@ -264,8 +264,6 @@ class Engine:
         if mode == "off" or (mode == "auto" and len(prompt) < plan.sparse_tokens):
             return None
         problem: Fallback | None = plan.sparse_problem
-        if problem is None and not self._runner.has_sparse:
-            problem = "mesh"
         if problem is None and len(prompt) < BLOCK:
             problem = "short"
         if problem is None and len(prompt) <= plan.sparse_blocks * BLOCK:

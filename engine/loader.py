@@ -202,15 +202,12 @@ class EngineMaker:
     def _resolve(self, *, is_loaded: bool = True) -> EnginePlan:
         """Resolve for the mesh: the devices of one have their memory together, but those of a CPU share one."""
         num_memories = 1 if jax.default_backend() == "cpu" else self._mesh.size
-        plan = resolve(
+        return resolve(
             self._config,
             self._model_config,
             available_bytes=available_kv_bytes() * num_memories,
             is_loaded=is_loaded,
         )
-        if self._mesh.size == 1:
-            return plan
-        return msgspec.structs.replace(plan, sparse_problem=plan.sparse_problem or "mesh")
 
     def _programs_of(self, place: int, plan: EnginePlan) -> Programs:
         """Return the programs of the engines on some devices, with weights."""
@@ -230,7 +227,12 @@ class EngineMaker:
         with open_parameters(self._directory, stages=weights.local_stages) as parameters:
             weights.read(parameters, dtype=np.dtype(dtype))
         self._programs[place] = MeshPrograms(
-            weights, plan, paths.attention, self._tokenizer.num_tokens, paths.compiler_options
+            weights,
+            plan,
+            paths.attention,
+            self._tokenizer.num_tokens,
+            paths.compiler_options,
+            paths.sparse_attention,
         )
         return self._programs[place]
 

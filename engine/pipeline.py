@@ -11,7 +11,7 @@ in its share of the vocabulary.
 Within a stage `tensor` divides heads and MLP columns; two sums a layer bring the parts together. Every leaf of the
 weights is `[stage, tensor, *local]`, one leaf per layer of a stage; stages with fewer layers have padding there, which
 runs and is thrown away. The interface is `Programs`', so the runner does not know of meshes; attention is what the
-caller passes.
+caller passes. Block-sparse attention chooses for each part of a chunk by itself, on each device for the heads it has.
 """
 
 from collections.abc import Callable
@@ -27,12 +27,23 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from engine.mesh import STAGE, TENSOR
 from engine.model.attention import Attention
+from engine.model.block_sparse import SparseAttention
 from engine.model.config import ModelConfig
 from engine.model.matrix import embed, multiply, score
 from engine.model.transformer import Transformer
 from engine.plan import EnginePlan
 from engine.prefix_store import BLOCK_TOKENS
-from engine.programs import Batch, KVCache, Programs, batch_shape, choose_tokens, copy_loads, copy_saves
+from engine.programs import (
+    NOTHING_KEPT,
+    Batch,
+    KVCache,
+    Programs,
+    append_report,
+    batch_shape,
+    choose_tokens,
+    copy_loads,
+    copy_saves,
+)
 from engine.shapes import Shape
 from engine.stages import StagePlan, plan_stages, tokens_per_stage
 from engine.weights.load import Hold, hold_plain
@@ -191,13 +202,16 @@ class MeshPrograms(Programs):
         attention: Attention,
         num_tokens: int,
         compiler_options: dict[str, str | bool] | None = None,
+        sparse_attention: SparseAttention | None = None,
     ) -> None:
         """`weights` have taken every parameter; `num_tokens` as in `Programs`."""
         self._mesh, self._stages, self._local = weights.mesh, weights.stages, weights.local_config
         self._each = NamedSharding(self._mesh, _BOTH)
         self._same = NamedSharding(self._mesh, PartitionSpec())
         graphdef, tree = weights.assemble()
-        super().__init__(graphdef, tree, weights.config, plan, attention, num_tokens, compiler_options)
+        super().__init__(
+            graphdef, tree, weights.config, plan, attention, num_tokens, compiler_options, sparse_attention
+        )
         copying = partial(self._shard, in_specs=(_BOTH, _BOTH, *[PartitionSpec()] * 4), out_specs=_BOTH)
         self.save_blocks = jax.jit(copying(self._on_device(copy_saves)), donate_argnums=0)
         self.load_blocks = jax.jit(copying(self._on_device(copy_loads)), donate_argnums=0)
@@ -272,21 +286,21 @@ class MeshPrograms(Programs):
         entering = jnp.concatenate(parts, axis=1)
 
         def tick(number: jax.Array, state: tuple[Any, ...]) -> tuple[Any, ...]:
-            kv, arriving, leaving = state
+            kv, arriving, leaving, report = state
             index = number - stage
             is_real = (index >= 0) & (index < num_micro)
             index = jnp.clip(index, 0, num_micro - 1)
             x = jnp.where(stage == 0, entering[index], arriving)
-            x, kv = self._run_stage(model, micro, x, kv, batch, index, is_real, stage, rope)
+            x, kv, kept = self._run_stage(model, micro, x, kv, batch, index, is_real, stage, rope)
             # The last stage's results of real microbatches are kept; a bubble's are never.
             keeps = is_real & (stage == num_stages - 1)
             leaving = jax.lax.dynamic_update_index_in_dim(leaving, jnp.where(keeps, x, leaving[index]), index, 0)
             if num_stages > 1:
                 x = jax.lax.ppermute(x, STAGE, [(i, (i + 1) % num_stages) for i in range(num_stages)])
-            return kv, x, leaving
+            return kv, x, leaving, report + kept
 
-        state = (_inner(kv), jnp.zeros_like(entering[0]), jnp.zeros_like(entering))
-        kv, _, leaving = jax.lax.fori_loop(0, num_micro + num_stages - 1, tick, state)
+        state = (_inner(kv), jnp.zeros_like(entering[0]), jnp.zeros_like(entering), jnp.asarray(NOTHING_KEPT))
+        kv, _, leaving, report = jax.lax.fori_loop(0, num_micro + num_stages - 1, tick, state)
         rows, chunks = jnp.split(leaving, [micro.rows * micro.width], axis=1)
         hidden = jnp.concatenate([part.reshape(-1, part.shape[-1]) for part in (rows, chunks)])
 
@@ -302,6 +316,8 @@ class MeshPrograms(Programs):
             return every[:, : self.config.vocab_size]
 
         chosen = choose_tokens(shape, batch, logits, vocab_size=self.config.vocab_size, num_tokens=self.num_tokens)
+        if self.sparse_attention is not None and shape.chunk:
+            chosen = append_report(chosen, jax.lax.psum(report, (STAGE, TENSOR)))
         return _outer(kv), chosen
 
     def _embed(self, model: Transformer, tokens: jax.Array, stage: jax.Array) -> Any:
@@ -326,9 +342,10 @@ class MeshPrograms(Programs):
         is_real: jax.Array,
         stage: jax.Array,
         rope: tuple[jax.Array, jax.Array],
-    ) -> tuple[jax.Array, KVCache]:
-        """Run this stage's layers over microbatch `index`; a bubble writes to no slot."""
-        kv = list(kv)
+    ) -> tuple[jax.Array, KVCache, jax.Array]:
+        """Run this stage's layers over microbatch `index`; a bubble writes to no slot. Returns the report, too."""
+        kv, reports = list(kv), [jnp.asarray(NOTHING_KEPT)] * len(model.layers)
+        num_before = index * micro.chunk  # tokens of the chunk in earlier microbatches
         parts = []
         """(tokens, slots, starts, width) of the rows, then of the chunk."""
         if micro.rows:
@@ -337,8 +354,9 @@ class MeshPrograms(Programs):
             parts.append((slice(0, micro.rows * micro.width), slots, starts, micro.width))
         if micro.chunk:
             place = slice(micro.rows * micro.width, None)
-            # Parts of a chunk behind its last real token write nothing but padding.
-            parts.append((place, batch.slots[-1:], batch.starts[-1:] + index * micro.chunk, micro.chunk))
+            # A part of a chunk behind its last real token is as empty as a bubble.
+            slots = jnp.where(num_before < batch.counts[-1:], batch.slots[-1:], -1)
+            parts.append((place, slots, batch.starts[-1:] + num_before, micro.chunk))
         parts = [(tokens, jnp.where(is_real, slots, -1), starts, width) for tokens, slots, starts, width in parts]
         positions = jnp.concatenate(
             [(starts[:, None] + jnp.arange(width)).reshape(-1) for _, _, starts, width in parts]
@@ -348,7 +366,14 @@ class MeshPrograms(Programs):
         def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             outs = []
             for tokens, slots, starts, _ in parts:
-                out, *written = self._attend(layer, stage, q[tokens], k[tokens], v[tokens], slots, starts, *kv[layer])
+                arguments = (q[tokens], k[tokens], v[tokens], slots, starts, *kv[layer])
+                if self.sparse_attention is not None and tokens.start == micro.rows * micro.width:
+                    num_real = jnp.clip(batch.selection[1] - num_before, 1, micro.chunk)
+                    out, *written, reports[layer] = self.sparse_attention(
+                        *arguments, batch.selection.at[1].set(num_real), num_kept=self._plan.sparse_blocks
+                    )
+                else:
+                    out, *written = self._attend(layer, stage, *arguments)
                 kv[layer] = (written[0], written[1])
                 outs.append(out)
             return outs[0] if len(outs) == 1 else jnp.concatenate(outs)
@@ -357,8 +382,11 @@ class MeshPrograms(Programs):
         least = min(plan.num_layers for plan in self._stages)
         for number, layer in enumerate(model.layers):
             y = layer(x, number, cos, sin, attend)
-            x = y if number < least else jnp.where(number < counts[stage], y, x)
-        return x, kv
+            if number >= least:  # padding, on some stages
+                is_layer = number < counts[stage]
+                y, reports[number] = jnp.where(is_layer, y, x), jnp.where(is_layer, reports[number], 0)
+            x = y
+        return x, kv, sum(reports, jnp.asarray(NOTHING_KEPT))
 
     def _attend(self, layer: int, stage: jax.Array, *arguments: jax.Array) -> tuple[jax.Array, ...]:
         """Attend within the window of the stage's layer; where stages differ in it, each takes its own branch."""

@@ -33,6 +33,8 @@ Program = Callable[..., tuple[KVCache, jax.Array]]
 """`(leaves, kv, batch) -> (kv, int32 [2, scored])`: for each scored token its successor, and the bits of its gap. Where
 chunks may be sparse, 5 more columns: the bits of the chunk's `Report`, and nothing."""
 
+NOTHING_KEPT = np.zeros(len(Report._fields), np.float32)
+
 COPIES = 64
 """Most blocks that one call moves."""
 
@@ -207,10 +209,13 @@ class Programs:
             vocab_size=self.config.vocab_size,
             num_tokens=self.num_tokens,
         )
-        if reports:
-            bits = jax.lax.bitcast_convert_type(sum(reports, jnp.zeros(len(Report._fields))), jnp.int32)
-            chosen = jnp.append(chosen, jnp.stack([bits, jnp.zeros_like(bits)]), axis=1)
-        return kv, chosen
+        return kv, append_report(chosen, sum(reports, jnp.asarray(NOTHING_KEPT))) if reports else chosen
+
+
+def append_report(chosen: jax.Array, report: jax.Array) -> jax.Array:
+    """Put a chunk's report behind what was chosen, as bits: one array to fetch."""
+    bits = jax.lax.bitcast_convert_type(report, jnp.int32)
+    return jnp.append(chosen, jnp.stack([bits, jnp.zeros_like(bits)]), axis=1)
 
 
 def choose_tokens(

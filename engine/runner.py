@@ -63,10 +63,6 @@ class Runner(Protocol):
         """Forget all KV, after a step that failed."""
 
     @property
-    def has_sparse(self) -> bool:
-        """Whether chunks can have block-sparse attention: not on a mesh."""
-
-    @property
     def last_report(self) -> Report:
         """What block-sparse attention kept in the last run."""
 
@@ -87,10 +83,6 @@ class DeviceRunner:
         every[: programs.num_tokens] = True
         every_bits = np.packbits(every, bitorder="little")
         self._every = {shape: np.tile(every_bits, (shape.num_sequences, 1)) for shape in plan.shapes.shapes()}
-
-    @property
-    def has_sparse(self) -> bool:
-        return self._programs.sparse_attention is not None
 
     @property
     def last_report(self) -> Report:
@@ -131,7 +123,7 @@ class DeviceRunner:
             batch = batch._replace(selection=np.array(selection, np.int32))
         packed = self._call(shape, batch)
         self._last_report = Report()
-        if self.has_sparse and shape.chunk:
+        if self._programs.sparse_attention is not None and shape.chunk:
             size = len(Report._fields)
             self._last_report = Report(*packed[0, -size:].view(np.float32).tolist())
             packed = packed[:, :-size]

@@ -32,6 +32,12 @@ _STREAMED_WIDTH = 32
 _RUN = 512
 
 
+def is_visible(keys: jax.Array, queries: jax.Array, window: int | None = None) -> jax.Array:
+    """Tell which positions of keys the queries at their positions see; the two are broadcast."""
+    visible = keys <= queries
+    return visible if window is None else visible & (keys > queries - window)
+
+
 class Attention(Protocol):
     """What every path offers; `window` is static."""
 
@@ -67,9 +73,7 @@ def xla_attention(
     positions = starts[:, None] + jnp.arange(width)
     grouped = q.reshape(num_rows, width, num_kv_heads, num_heads // num_kv_heads, size)
     scores = jnp.einsum("rwkgh,rksh->rkgws", grouped, k[slots], preferred_element_type=jnp.float32) * size**-0.5
-    visible = jnp.arange(capacity) <= positions[:, None, None, :, None]
-    if window is not None:
-        visible &= jnp.arange(capacity) > positions[:, None, None, :, None] - window
+    visible = is_visible(jnp.arange(capacity), positions[:, None, None, :, None], window)
     weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1).astype(v.dtype)
     out = jnp.einsum("rkgws,rksh->rwkgh", weights, v[slots])
     return out.reshape(q.shape), k, v
@@ -108,10 +112,7 @@ def streamed_attention(
             )
 
         scores = jnp.einsum("rwkgh,rksh->rkgws", grouped, cut(k), preferred_element_type=jnp.float32) * size**-0.5
-        place = index * run + jnp.arange(run)
-        visible = place <= positions
-        if window is not None:
-            visible &= place > positions - window
+        visible = is_visible(index * run + jnp.arange(run), positions, window)
         scores = jnp.where(visible, scores, HIDDEN)
         peak = jnp.maximum(top, scores.max(-1))
         weights = jnp.where(visible, jnp.exp(scores - peak[..., None]), 0)

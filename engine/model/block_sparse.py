@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from engine import native
-from engine.model.attention import HIDDEN, Attention, streamed_attention, write_kv
+from engine.model.attention import HIDDEN, Attention, is_visible, streamed_attention, write_kv
 
 BLOCK = 64
 """Keys of a block, and queries that share a choice."""
@@ -39,9 +39,9 @@ LEAST_KEPT = 4
 """The fewest blocks that hold the queries' own (two), a sink and a local one."""
 _EQUAL = 1e-5
 
-Fallback = Literal["off", "window", "mesh", "short", "all_kept", "equal"]
-"""Why a request that should have been sparse was dense: the engine's setting; a model with windows of its own; a mesh;
-a prompt shorter than a block; as many blocks to keep as there are; scores that were all equal somewhere."""
+Fallback = Literal["off", "window", "short", "all_kept", "equal"]
+"""Why a request that should have been sparse was dense: the engine's setting; a model with windows of its own; a
+prompt shorter than a block; as many blocks to keep as there are; scores that were all equal somewhere."""
 
 
 class Selection(NamedTuple):
@@ -159,7 +159,7 @@ def masked_attention(
     grouped = q.reshape(width, num_kv_heads, -1, size)
     scores = jnp.einsum("tkgh,ksh->kgts", grouped, keys, preferred_element_type=jnp.float32) * size**-0.5
     seen = jnp.repeat(jnp.repeat(kept, BLOCK, axis=1)[:, :width], BLOCK, axis=2)
-    seen &= jnp.arange(keys.shape[1]) <= start + jnp.arange(width)[:, None]
+    seen &= is_visible(jnp.arange(keys.shape[1]), start + jnp.arange(width)[:, None])
     weights = jax.nn.softmax(jnp.where(seen[:, None], scores, HIDDEN), axis=-1).astype(values.dtype)
     out = jnp.einsum("kgts,ksh->tkgh", weights, values).reshape(width, num_heads, size)
     is_real = jnp.repeat(jnp.any(kept, axis=(0, 2)), BLOCK)[:width]
@@ -197,7 +197,7 @@ def gathered_attention(
         own = listed[:, index]
         k, v = (jax.vmap(lambda x, i: x[i])(x, own).reshape(num_kv_heads, -1, size) for x in (blocks_k, blocks_v))
         position = (own[..., None] * BLOCK + jnp.arange(BLOCK)).reshape(num_kv_heads, 1, -1)
-        is_seen = position <= (start + index * BLOCK + jnp.arange(BLOCK))[:, None]
+        is_seen = is_visible(position, (start + index * BLOCK + jnp.arange(BLOCK))[:, None])
         return k, v, is_seen & jnp.repeat(is_listed[:, index], BLOCK, axis=-1)[:, None]
 
     def attend(index: jax.Array) -> jax.Array:

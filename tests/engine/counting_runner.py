@@ -44,7 +44,6 @@ class CountingRunner:
         self.store: dict[int, list[int]] = {}
         self.fails = False
         self.computed_tokens = 0
-        self.has_sparse = True
         self._was_sparse = False
         self.runs: list[tuple[Shape, list[int]]] = []
         """Shape and slots of each run."""

@@ -19,6 +19,7 @@ from engine.config import EngineConfig
 from engine.loader import load_replicas
 from engine.mesh import choose_mesh
 from engine.model.attention import xla_attention
+from engine.model.block_sparse import Report, xla_sparse_attention
 from engine.model.config import ModelConfig
 from engine.pipeline import MeshPrograms, MeshWeights
 from engine.plan import resolve
@@ -36,7 +37,7 @@ TINY_MODEL = Path(__file__).parents[1] / "fixtures" / "models" / "tiny-llama"
 def model_of(num_layers: int, **facts: object) -> ModelConfig:
     return ModelConfig(
         family="llama", vocab_size=70, hidden_size=32, intermediate_size=48, num_layers=num_layers, num_heads=4,
-        num_kv_heads=2, head_size=16, max_context=192, **facts,
+        num_kv_heads=2, head_size=16, **{"max_context": 192} | facts,
     )  # fmt: skip
 
 
@@ -70,19 +71,33 @@ def tokens_of(runner: DeviceRunner) -> tuple[list[int], list[float]]:
     return found, gaps
 
 
-def runner_on(model: ModelConfig, num_stages: int, num_tensor: int) -> DeviceRunner:
+def sparse_prompt(runner: DeviceRunner, *, part: int, is_sparse: bool = True) -> tuple[int, float, Report]:
+    """What follows a prompt of 7 blocks, computed in parts: the token, its gap, and what was kept."""
+    tokens = np.random.default_rng(8).integers(0, NUM_TOKENS, 405).tolist()
+    reports = []
+    for start in range(0, len(tokens), part):
+        row = Row(1, start, tokens[start : start + part], SamplingParams(), 0, focus=(100, 150) if is_sparse else None)
+        [[choice]] = runner.run(Shape(0, 0, 64), [], row)
+        reports.append(runner.last_report)
+    return choice.token, choice.logit_gap, Report(*map(sum, zip(*reports, strict=True)))
+
+
+def runner_on(model: ModelConfig, num_stages: int, num_tensor: int, **choices: Any) -> DeviceRunner:
     config = EngineConfig(
-        num_slots=4, prefill_chunk=64, max_context=128, num_stages=num_stages, num_tensor=num_tensor, prefix_store_mb=1
+        **{"num_slots": 4, "prefill_chunk": 64, "max_context": 128, "prefix_store_mb": 1} | choices,
+        num_stages=num_stages,
+        num_tensor=num_tensor,
     )
     plan = resolve(config, model, available_bytes=1 << 30)
+    sparse = {"sparse_attention": xla_sparse_attention} if "sparse_blocks" in choices else {}
     if num_stages == num_tensor == 1:
         loaded = random_model(model, seed=3, dtype=jnp.float32)
-        programs = Programs(loaded.graphdef, loaded.weights, model, plan, xla_attention, NUM_TOKENS)
+        programs = Programs(loaded.graphdef, loaded.weights, model, plan, xla_attention, NUM_TOKENS, **sparse)
     else:
         # NaN wherever no parameter is, so that whatever leaks from padding shows.
         weights = MeshWeights(model, choose_mesh(config, model, jax.devices()), padding=float("nan"))
         random_model(model, seed=3, dtype=jnp.float32, hold=weights.take)
-        programs = MeshPrograms(weights, plan, xla_attention, NUM_TOKENS)
+        programs = MeshPrograms(weights, plan, xla_attention, NUM_TOKENS, **sparse)
     return DeviceRunner(config=model, plan=plan, programs=programs)
 
 
@@ -124,14 +139,23 @@ def check_bubbles() -> None:
 
 
 def texts_of(compile_cache: str, **mesh: int) -> tuple[list[str], EngineStats]:
-    """What an engine, or replicas of them, answer to two files in turn, which share one slot and the prefix store."""
+    """What an engine, or replicas of them, answer to two files in turn, which share one slot and the prefix store;
+    and to a long one whose prompt gets block-sparse attention."""
     config = EngineConfig(
-        num_slots=1, prefill_chunk=16, max_context=128, prefix_store_mb=1, compile_cache=compile_cache, **mesh
+        num_slots=1,
+        prefill_chunk=16,
+        max_context=512,
+        prefix_store_mb=1,
+        sparse_blocks=4,
+        compile_cache=compile_cache,
+        **mesh,
     )
     replicas = load_replicas(TINY_MODEL, config)
     files = ["import os\n\n\ndef f(value):\n    return value" * 2, "class A:\n    def g(self, name):\n        x = "]
+    requests = [(files[number % 2] + "abc"[: number // 2], str(number % 2), "off") for number in range(6)]
+    requests.append(("".join(f"value_{i} = compute({i})\n" for i in range(100)), "long", "on"))
     texts = []
-    for number in range(6):
+    for number, (before, session, sparse) in enumerate(requests):
         done, outputs = threading.Event(), []
 
         def take(output: Output, done: threading.Event = done, outputs: list[Output] = outputs) -> None:
@@ -141,8 +165,9 @@ def texts_of(compile_cache: str, **mesh: int) -> tuple[list[str], EngineStats]:
 
         request = Request(
             request_id=str(number),
-            before=files[number % 2] + "abc"[: number // 2],
-            session=str(number % 2),
+            before=before,
+            session=session,
+            sparse=sparse,
             sampling=SamplingParams(max_tokens=12),
         )
         replicas.submit(request, take)
@@ -154,11 +179,28 @@ def texts_of(compile_cache: str, **mesh: int) -> tuple[list[str], EngineStats]:
 
 
 def serve(compile_cache: str) -> None:
-    expected, _ = texts_of(compile_cache)
+    expected, alone = texts_of(compile_cache)
     found, stats = texts_of(compile_cache, num_stages=2, num_tensor=2, num_replicas=2)
     line = {"found": found, "expected": expected, "finished": stats.num_finished, "recompiles": stats.num_recompiles}
-    say(line | {"reused": stats.num_reused_tokens})
+    line["reused"] = stats.num_reused_tokens
+    for name, counted in (("kept", stats), ("expected_kept", alone)):
+        line[name] = [counted.num_sparse, counted.num_kept_blocks, counted.num_visible_blocks]
+    say(line)
     os._exit(0)
+
+
+def check_sparse() -> None:
+    """All blocks kept against dense attention, and a choice of blocks against the same choices on one device."""
+    model = model_of(3, max_context=512)
+    for num_kept, meshes in ((8, [(2, 1), (1, 2), (2, 2)]), (4, [(2, 2)])):
+        choices = {"max_context": 512, "num_slots": 2, "sparse_blocks": num_kept}
+        # A mesh of two stages chooses for each of the four parts of a chunk, so one device is given those parts.
+        expected = sparse_prompt(
+            runner_on(model, 1, 1, **choices), part=64 if num_kept == 8 else 16, is_sparse=num_kept < 8
+        )
+        for num_stages, num_tensor in meshes:
+            found = sparse_prompt(runner_on(model, num_stages, num_tensor, **choices), part=64)
+            say({"mesh": [num_stages, num_tensor], "num_kept": num_kept, "found": found, "expected": expected})
 
 
 def main() -> None:
@@ -178,9 +220,12 @@ def say(line: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        serve(sys.argv[2])
-    elif sys.argv[1] == "bubbles":
-        check_bubbles()
-    else:
-        main()
+    match sys.argv[1]:
+        case "serve":
+            serve(sys.argv[2])
+        case "bubbles":
+            check_bubbles()
+        case "sparse":
+            check_sparse()
+        case _:
+            main()

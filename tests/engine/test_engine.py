@@ -565,11 +565,3 @@ def test_sparse_attention_comes_by_itself_from_the_threshold_on(make_engine) -> 
     submit(engine, request("short", "x = 1\n"))
     run_until_idle(engine)
     assert (engine.stats().num_sparse, engine.stats().num_sparse_fallbacks) == (1, {})
-
-
-def test_where_no_chunk_can_be_sparse_the_reason_is_the_mesh(make_engine, runner) -> None:
-    runner.has_sparse = False
-    engine = make_engine(max_context=2048, sparse_blocks=4)
-    submit(engine, request("a", LONG, sparse="on"))
-    run_until_idle(engine)
-    assert engine.stats().num_sparse_fallbacks == {"mesh": 1}

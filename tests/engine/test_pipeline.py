@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from engine.pipeline import LEAST_TOKENS, num_microbatches
 from engine.shapes import Shape
 
@@ -46,8 +48,28 @@ def test_nan_in_every_bubble_reaches_no_output_and_no_kv() -> None:
 def test_two_replicas_of_meshes_serve_as_one_device_does(compile_cache: Path) -> None:
     [line] = run_on_virtual_devices("serve", str(compile_cache))
     assert line["found"] == line["expected"]
-    assert (line["finished"], line["recompiles"]) == (6, 0)
+    assert (line["finished"], line["recompiles"]) == (7, 0)
     assert line["reused"] > 100
+    num_sparse, num_kept, num_visible = line["kept"]
+    assert line["kept"] == line["expected_kept"]
+    assert num_sparse == 1
+    assert num_kept < num_visible
+
+
+def test_block_sparse_attention_on_a_mesh_is_that_of_one_device_and_dense_with_every_block_kept() -> None:
+    lines = run_on_virtual_devices("sparse")
+    assert len(lines) == 4
+    for line in lines:
+        (token, gap, found), (expected_token, expected_gap, expected) = line["found"], line["expected"]
+        assert token == expected_token, line
+        assert abs(gap - expected_gap) < 1e-3, line
+        kept, visible, mass, choices, equal = found
+        assert (kept == visible) == (line["num_kept"] == 8), line
+        assert 0 < mass <= choices, line
+        assert equal == 0, line
+        if line["num_kept"] == 4:
+            assert found[:2] == expected[:2], "the same choices"
+            assert mass == pytest.approx(expected[2], rel=1e-3)
 
 
 def test_a_step_is_divided_into_microbatches_that_are_worth_a_tick() -> None:
