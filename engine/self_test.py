@@ -1,9 +1,10 @@
-"""Do the fast paths compute the right numbers on this machine, at this model's sizes?
+"""Do the fast paths compute the right numbers on this machine, at this model's sizes, and do they pay?
 
 Compiled kernels and XLA's own fusions can be wrong on a processor nobody tried, or crash. So before an engine uses a
-path, a check compares it with something obvious: in a child process, because a crash there costs nothing. Verdicts are
-kept beside the compiled kernels, named after all they depend on (processor, compiler, sources, versions, sizes), good
-ones and bad ones; a warm start reads them. Does not know what follows from a verdict (`paths.py`).
+path, a check compares it with something obvious: in a child process, because a crash there costs nothing. Another times
+it against XLA (`speed_test.py`). Verdicts are kept beside the compiled kernels, named after all they depend on
+(processor, compiler, sources, versions, sizes), good ones and bad ones; a warm start reads them. Does not know what
+follows from a verdict (`paths.py`).
 """
 
 import hashlib
@@ -24,11 +25,12 @@ import msgspec
 import numpy as np
 
 from engine import native
-from engine.model.attention import native_attention
+from engine.model.attention import native_attention, portable_attention
 from engine.model.attention import self_test as attention_difference
 from engine.model.block_sparse import native_sparse_attention
 from engine.model.block_sparse import self_test as sparse_difference
 from engine.model.matrix import Form, hold, multiply, score
+from engine.speed_test import race_attention, race_products
 
 CompilerOptions = dict[str, str | bool]
 
@@ -73,7 +75,7 @@ def _fingerprint(sizes: Sizes, library: Path | None) -> str:
     here = Path(__file__).parent
     sources = [
         (here / name).read_text()
-        for name in ("self_test.py", "model/matrix.py", "model/attention.py", "model/block_sparse.py")
+        for name in ("self_test.py", "speed_test.py", "model/matrix.py", "model/attention.py", "model/block_sparse.py")
     ]
     words = (*versions, *sources, native.processor(), os.environ.get("XLA_FLAGS", ""), library.name if library else "")
     return hashlib.sha256("|".join((*words, repr(sizes))).encode()).hexdigest()[:16]
@@ -186,6 +188,11 @@ def _cases(sizes: Sizes) -> list[tuple[int, int, bool]]:
     return sorted({(i, o, False) for i, o in short} | {(*short[-1], True)})
 
 
+def _largest(sizes: Sizes) -> tuple[int, int]:
+    """Return (I, O) of the largest matrix but the table."""
+    return max(sizes.matrices[:-1], key=lambda matrix: matrix[0] * matrix[1])
+
+
 def _rounded(x: np.ndarray) -> np.ndarray:
     """Return rows as symmetric bytes, by each row's largest value, stand for them."""
     scales = np.abs(x).max(axis=1, keepdims=True)
@@ -201,8 +208,11 @@ def _judge(what: str, difference: float, limit: float) -> str | None:
 
 CHECKS: dict[str, Callable[[Sizes], str | None]] = {
     "attention": check_attention,
+    "attention speed": lambda sizes: race_attention(native_attention, portable_attention, head_size=sizes.head_size),
     "panels": lambda sizes: check_form("panels", sizes),
+    "panels speed": lambda sizes: race_products("panels", "plain", _largest(sizes)),
     "int8 panels": lambda sizes: check_form("int8 panels", sizes),
+    "int8 panels speed": lambda sizes: race_products("int8 panels", "int8", _largest(sizes)),
     "xla": lambda sizes: check_form("plain", sizes),
     "xla without fusions": lambda sizes: check_form("plain", sizes, WITHOUT_FUSIONS),
     "xla int8": lambda sizes: check_form("int8", sizes),

@@ -52,7 +52,7 @@ def test_a_kernel_that_fails_its_self_test_is_left_with_the_reason(choose, found
     found["panels"] = "its self-test was killed by SIGILL"
     chosen = choose()
     assert (chosen.attention_name, chosen.form, chosen.compiler_options) == ("native", "plain", {})
-    assert "products on XLA, which is slower on a CPU: its self-test was killed by SIGILL" in caplog.text
+    assert "products on XLA: its self-test was killed by SIGILL" in caplog.text
     with pytest.raises(ConfigError, match=r"native products cannot be used: its .* choose engine.products = 'auto'"):
         choose(products="native")
 
@@ -62,6 +62,27 @@ def test_attention_and_products_fall_back_apart(choose, found) -> None:
     chosen = choose()
     assert (chosen.attention, chosen.form) == (portable_attention, "panels")
     assert choose(attention="xla", products="xla").form == "plain"
+
+
+def test_a_kernel_that_is_slower_than_xla_is_left_with_the_reason_unless_it_was_asked_for(
+    choose, found, caplog
+) -> None:
+    found["attention speed"] = "it takes 10.0 times as long as XLA"
+    found["int8 panels speed"] = "it takes 1.4 times as long as XLA"
+    chosen = choose()
+    assert (chosen.attention_name, chosen.form) == ("xla", "panels")
+    assert "attention on XLA: it takes 10.0 times as long" in caplog.text
+    assert choose(attention="native", weights="int8").form == "int8"
+    chosen = choose(attention="native", products="native", weights="int8")
+    assert (chosen.attention_name, chosen.form) == ("native", "int8 panels")
+
+
+def test_processes_that_share_a_mesh_choose_by_numbers_alone(choose, found, monkeypatch) -> None:
+    """Their clocks would not agree, and weights in two forms make no one array."""
+    found["panels speed"] = "it takes 1.4 times as long as XLA"
+    assert choose().form == "plain"
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert choose().form == "panels"
 
 
 def test_without_a_compiler_the_engine_falls_back_and_says_why(choose, monkeypatch, tmp_path, caplog) -> None:
@@ -122,3 +143,16 @@ def test_matrices_are_held_in_their_form_and_all_else_stays(choose, found) -> No
     int8 = choose(msgspec.structs.replace(MODEL, has_tied_embeddings=False), weights="int8")
     assert isinstance(int8.hold(("embedding",), matrix), Int8)
     assert isinstance(int8.hold(("head", "kernel"), matrix), Int8Panels)
+
+
+@pytest.mark.parametrize("problem", [None, "it takes 3.0 times as long as XLA"])
+def test_a_vendors_kernel_for_block_sparse_attention_is_used_unless_it_is_slower_than_xla(
+    monkeypatch, caplog, problem: str | None
+) -> None:
+    plan = resolve(EngineConfig(), MODEL, available_bytes=1 << 30)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(paths, "sparse_difference", lambda *_, **__: 0.0)
+    monkeypatch.setattr(paths, "race_sparse_attention", lambda *_, **__: problem)
+    chosen = choose_paths(EngineConfig(), MODEL, plan, directory=Path())
+    assert chosen.sparse_attention.keywords.get("implementation") == (None if problem else "cudnn")
+    assert ("it takes 3.0 times as long" in caplog.text) == (problem is not None)
