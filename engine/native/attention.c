@@ -16,11 +16,9 @@
 
 #define BLOCK 64    // keys per block, and queries that share a choice of blocks
 #define LANE_MOST 64  // queries per panel
-#define TILE 6      // rows of a register tile
 #define WIDE 24     // queries from which panels pay
 #define STRIDE 16   // queries, and keys, that share an antidiagonal
 #define HIDDEN -1e30f  // score of a key that a query does not see
-#define INLINE static inline __attribute__((always_inline))
 
 #if defined(__AVX512F__)
 #define SIDE 4  // rows and columns of a tile of dot products
@@ -111,26 +109,7 @@ static void attend_few(const attention_t *w, int row, int kv_head, int first, in
 
 // `keys` x (`vecs` * LANES) scores: st[s][lane] = k[s] . q[lane], queries transposed.
 INLINE void score_tile(const float *k, const float *qt, int64_t H, float *st, const int keys, const int vecs) {
-  vec acc[TILE][4];
-#pragma GCC unroll 6
-  for (int i = 0; i < keys; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < vecs; j++) acc[i][j] = splat(0);
-  for (int64_t h = 0; h < H; h++) {
-    vec b[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < vecs; j++) b[j] = *(const vec *)(qt + h * LANE_MOST + j * LANES);
-#pragma GCC unroll 6
-    for (int i = 0; i < keys; i++) {
-      const vec a = splat(k[i * H + h]);
-#pragma GCC unroll 4
-      for (int j = 0; j < vecs; j++) acc[i][j] += a * b[j];
-    }
-  }
-#pragma GCC unroll 6
-  for (int i = 0; i < keys; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < vecs; j++) *(vec *)(st + i * LANE_MOST + j * LANES) = acc[i][j];
+  outer_tile(k, H, 1, qt, LANE_MOST, H, st, LANE_MOST, keys, vecs, 0);
 }
 
 INLINE void score_columns(const float *k, const float *qt, int64_t H, float *st, int64_t keys, const int vecs) {
@@ -148,26 +127,7 @@ static void score_block(const float *k, const float *qt, int64_t H, float *st, i
 
 // `rows` queries' sums of values, `vecs` vectors wide: out[i] += sum over s of st[s][i] * v[s].
 INLINE void value_tile(const float *st, const float *v, int64_t H, int64_t keys, float *out, const int rows, const int vecs) {
-  vec acc[TILE][4];
-#pragma GCC unroll 6
-  for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < vecs; j++) acc[i][j] = *(const vec *)(out + i * H + j * LANES);
-  for (int64_t s = 0; s < keys; s++) {
-    vec b[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < vecs; j++) b[j] = *(const vec *)(v + s * H + j * LANES);
-#pragma GCC unroll 6
-    for (int i = 0; i < rows; i++) {
-      const vec a = splat(st[s * LANE_MOST + i]);
-#pragma GCC unroll 4
-      for (int j = 0; j < vecs; j++) acc[i][j] += a * b[j];
-    }
-  }
-#pragma GCC unroll 6
-  for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < vecs; j++) *(vec *)(out + i * H + j * LANES) = acc[i][j];
+  outer_tile(st, 1, LANE_MOST, v, H, keys, out, H, rows, vecs, 1);
 }
 
 INLINE void value_columns(const float *st, const float *v, int64_t H, int64_t keys, float *out, int64_t rows, const int vecs) {

@@ -28,10 +28,7 @@
 #endif
 
 #define PANEL 64  // outputs per panel
-#define TILE 6    // rows per register tile
 #define ROWS 96   // rows that meet a panel before the next one is read: they stay in the second-level cache
-
-#define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
   const float *x;                  // [R, I]
@@ -67,31 +64,11 @@ static __attribute__((noinline)) void write_scaled_rows(const product_t *p, int6
   write_rows(p, row, from, rows, width, scaled);
 }
 
-// `rows` rows (a constant where this is inlined) by `vecs` vectors of one panel.
+// `rows` rows by `vecs` vectors of one panel.
 INLINE void float_tile(const product_t *p, int64_t row, int64_t panel, int column, const int rows, const int vecs) {
-  const float *x = p->x + row * p->in, *w = (const float *)p->panels + panel * p->in * PANEL + column;
-  const int64_t in = p->in;
-  vec acc[TILE][4];
-#pragma GCC unroll 6
-  for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < vecs; j++) acc[i][j] = splat(0);
-  for (int64_t k = 0; k < in; k++) {
-    vec b[4];
-#pragma GCC unroll 4
-    for (int j = 0; j < vecs; j++) b[j] = *(const vec *)(w + k * PANEL + j * LANES);
-#pragma GCC unroll 6
-    for (int i = 0; i < rows; i++) {
-      const vec a = splat(x[i * in + k]);
-#pragma GCC unroll 4
-      for (int j = 0; j < vecs; j++) acc[i][j] += a * b[j];
-    }
-  }
+  const float *w = (const float *)p->panels + panel * p->in * PANEL + column;
   float sums[TILE * PANEL];
-#pragma GCC unroll 6
-  for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < vecs; j++) *(vec *)(sums + i * PANEL + j * LANES) = acc[i][j];
+  outer_tile(p->x + row * p->in, p->in, 1, w, PANEL, p->in, sums, PANEL, rows, vecs, 0);
   write_rows(p, row, panel * PANEL + column, rows, vecs * LANES, sums);
 }
 

@@ -42,6 +42,35 @@ static inline vec max_vec(vec a, vec b) {
   return (vec)(((ivec)a & m) | ((ivec)b & ~m));
 }
 
+#define INLINE static inline __attribute__((always_inline))
+#define TILE 6  // rows of a register tile
+
+// Sums of products, `rows` by `vecs` vectors, both constants where this is inlined: out[i][j] = sum over k of
+// a[i * a_row + k * a_step] * b[k][j], in the order of k; `adds`: to what out holds. Each b is loaded once per tile.
+INLINE void outer_tile(const float *a, int64_t a_row, int64_t a_step, const float *b, int64_t b_stride, int64_t depth, float *out,
+                       int64_t out_stride, const int rows, const int vecs, const int adds) {
+  vec acc[TILE][4];
+#pragma GCC unroll 6
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < vecs; j++) acc[i][j] = adds ? *(const vec *)(out + i * out_stride + j * LANES) : splat(0);
+  for (int64_t k = 0; k < depth; k++) {
+    vec y[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < vecs; j++) y[j] = *(const vec *)(b + k * b_stride + j * LANES);
+#pragma GCC unroll 6
+    for (int i = 0; i < rows; i++) {
+      const vec x = splat(a[i * a_row + k * a_step]);
+#pragma GCC unroll 4
+      for (int j = 0; j < vecs; j++) acc[i][j] += x * y[j];
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < vecs; j++) *(vec *)(out + i * out_stride + j * LANES) = acc[i][j];
+}
+
 // Wait a moment: for a helper that is about to end, or, when it has lost its core to another process, without one's own.
 static inline void pause_core(int spins) {
   if (spins > 4096) {
