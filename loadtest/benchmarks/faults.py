@@ -15,8 +15,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from loadtest.benchmarks.served import Served, serving
 from loadtest.load_result import FAILED, WHOLE
 from loadtest.load_run import free_port
@@ -64,6 +62,8 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
 
 
 async def _idle_sessions(served: Served) -> dict[str, Any]:
+    import psutil  # of the extra `loadtest`; the other benchmarks do without
+
     process = psutil.Process(served.pid)
     before = process.memory_info().rss
     async with AsyncClient(served.address) as client:

@@ -56,12 +56,17 @@ class Bench(NamedTuple):
 
 
 def make_benches(
-    on_progress: Callable[[str], None], shapes: Mapping[str, ModelConfig | Path] | None = None, **choices: Any
+    on_progress: Callable[[str], None],
+    shapes: Mapping[str, ModelConfig | Path] | None = None,
+    *,
+    widths: tuple[int, ...] | None = None,
+    **choices: Any,
 ) -> list[Bench]:
     """Build an engine per shape. Nothing stops a sequence early: stop tokens are switched off.
 
     `shapes` names them, each a model directory or a shape that gets random weights; `choices` are fields of the
-    engine's configuration. Drafts are off unless chosen, so that a step is one token.
+    engine's configuration. Drafts are off unless chosen, so that a step is one token. `widths`: tokens per row of the
+    programs, where the engine's own are not what is measured.
     """
     tokenizer = Tokenizer.from_directory(STARTER)
     template = msgspec.structs.replace(FimTemplate.detect(tokenizer), stop_ids=())
@@ -71,6 +76,9 @@ def make_benches(
         model = read_model_config(shape) if isinstance(shape, Path) else shape
         on_progress(f"{name}: {model.num_parameters / 1e6:.1f} M parameters")
         plan = resolve(config, model)
+        if widths is not None:
+            family = msgspec.structs.replace(plan.shapes, width_buckets=widths)
+            plan = msgspec.structs.replace(plan, shapes=family)
         paths = choose_engine_paths(config, model, plan)
         dtype = jnp.dtype(plan.dtype)
         if isinstance(shape, Path):
