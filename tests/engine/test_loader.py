@@ -12,8 +12,9 @@ from tests.engine.test_thread import Waiter
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory) -> EngineConfig:
-    return EngineConfig(num_slots=2, prefill_chunk=16, compile_cache=str(tmp_path_factory.mktemp("compiled")))
+def config(compile_cache) -> EngineConfig:
+    """The smallest family of programs that there is."""
+    return EngineConfig(num_slots=1, prefill_chunk=16, compile_cache=str(compile_cache))
 
 
 def complete(engine, **sampling) -> str:
