@@ -114,12 +114,12 @@ def test_sampled_completions_have_the_models_probabilities(loaded, tokenizer, te
         exact(loaded, tokenizer.num_tokens, template.stop_ids, prompt, temperature=TEMPERATURE * factor)
         for factor in (1, 0.8)
     )
-    assert p_value(counts, right) > LEAST_P
+    assert p_value(counts, right) > LEAST_P, counts
     assert p_value(counts, wrong) < LEAST_P, "a bound that lets another temperature pass says nothing"
     told = engine.stats()
     if has_drafts:
         assert told.num_drafted_tokens > NUM_SEEDS
         assert 0.2 < told.num_accepted_tokens / told.num_drafted_tokens < 0.8, "both outcomes must occur often"
-        assert engine.num_given > NUM_SEEDS / 2
+        assert engine.num_given > 100, "the text that was given must be among what is tried"
     else:
         assert told.num_drafted_tokens == 0
