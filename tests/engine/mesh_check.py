@@ -42,7 +42,7 @@ def model_of(num_layers: int, **facts: object) -> ModelConfig:
 
 
 def tokens_of(runner: DeviceRunner) -> tuple[list[int], list[float]]:
-    """Whole prompts in chunks, decodes of few rows and many, a draft, a mixed step, blocks saved and loaded."""
+    """Whole prompts in chunks, decodes of all rows and of one, a draft, a mixed step, blocks saved and loaded."""
     rng = np.random.default_rng(5)
     prompts = [rng.integers(0, NUM_TOKENS, length).tolist() for length in (70, 33, 5, 64)]
     sampling = SamplingParams(temperature=0.8, top_k=20, top_p=0.9, seed=7)
@@ -61,7 +61,7 @@ def tokens_of(runner: DeviceRunner) -> tuple[list[int], list[float]]:
     lengths = [len(prompt) for prompt in prompts]
     rows = [Row(slot, lengths[slot], [3 + slot], sampling if slot % 2 else SamplingParams(), 1) for slot in range(4)]
     take(runner.run(Shape(4, 1, 0), rows))
-    take(runner.run(Shape(1, 1, 0), [Row(2, lengths[2] + 1, [9], SamplingParams(), 2)]))
+    take(runner.run(Shape(4, 1, 0), [Row(2, lengths[2] + 1, [9], SamplingParams(), 2)]))
     wide = Row(1, lengths[1] + 1, [1, 2, 3, 4], SamplingParams(), 2, 3, np.array([4, 8, 15], np.int32))
     take(runner.run(Shape(4, 8, 0), [wide]))
     runner.copy_blocks([BlockCopy(0, 0, 1), BlockCopy(0, 32, 0)], [])
