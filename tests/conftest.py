@@ -15,12 +15,16 @@ settings.load_profile("cloudcomplete")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Compile each program once: half of what the tests take otherwise. Processes that tests start share it."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("compiled")))
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(1 << 30))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_kept(config, "compiled"))
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 
 @pytest.fixture(scope="session")
 def compile_cache(pytestconfig: pytest.Config) -> Path:
     """Return where engines keep kernels, verdicts and programs from one test, and one run, to the next."""
-    return Path(pytestconfig.cache.mkdir("engines"))
+    return _kept(pytestconfig, "engines")
+
+
+def _kept(config: pytest.Config, name: str) -> Path:
+    """Return a folder of this test process alone: JAX writes entries in place, where others would read half of one."""
+    return Path(config.cache.mkdir(f"{name}-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"))
