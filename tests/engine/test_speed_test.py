@@ -38,14 +38,14 @@ def race(path: Iterator[float], reference: Iterator[float]) -> tuple[str | None,
 
 
 def test_a_path_that_is_about_as_fast_or_faster_is_kept_after_one_try() -> None:
-    for seconds in (1e-4, 1e-3, 1.29e-3):
+    for seconds in (1e-4, 1e-3, 1.99e-3):
         assert race(repeat(seconds), repeat(1e-3)) == (None, 6), "a first call to warm up, then 5"
 
 
 def test_a_path_that_is_ten_times_slower_is_left_and_the_reason_has_the_times() -> None:
     found, num_runs = race(repeat(1e-2), repeat(1e-3))
     assert found == (
-        "it takes 10.0 times as long as XLA, expected at most 1.3 times (decode: 10.00 ms, 1.00 ms on XLA)"
+        "it takes 10.0 times as long as XLA, expected at most 2.0 times (decode: 10.00 ms, 1.00 ms on XLA)"
     )
     assert num_runs == 1 + 3 * 5, "it was tried again before it was left"
 
@@ -55,7 +55,7 @@ def test_single_runs_that_were_disturbed_decide_nothing() -> None:
 
 
 def test_a_path_is_left_only_when_it_is_slow_every_time() -> None:
-    disturbed = [2e-3] * 11
+    disturbed = [3e-3] * 11
     assert race(chain(disturbed, repeat(1e-3)), repeat(1e-3)) == (None, 16)
 
 
@@ -64,9 +64,9 @@ def test_the_time_of_compiling_is_not_held_against_a_path() -> None:
 
 
 def test_a_loss_in_one_case_must_be_made_up_for_in_another() -> None:
-    slow_decode, fast_chunk = Times("decode", 2e-3, 1e-3), Times("chunk", 1e-2, 2e-2)
+    slow_decode, fast_chunk = Times("decode", 5e-3, 1e-3), Times("chunk", 1e-2, 2e-2)
     assert judge([slow_decode, fast_chunk]) is None
-    assert "(decode: 2.00 ms" in (judge([slow_decode, Times("chunk", 2e-2, 2e-2)]) or "")
+    assert "(decode: 5.00 ms" in (judge([slow_decode, Times("chunk", 2e-2, 2e-2)]) or "")
     assert judge([Times("decode", LIMIT, 1)]) is None
 
 
