@@ -2,10 +2,12 @@
 
 Counting places does not bound a wait: 16 prompts at once make each take six times as long and more. So what is bounded
 is how long requests take, against how long they take alone: of the interactive ones in hand, at most one in twenty may
-need more than `max_slowdown` times the 95th percentile of those that had the engine to themselves, in the time to their
-first token or to their end. The number that may be in hand follows from that, by feedback: every request that was late
-makes it smaller, every one that was not, while it was full, makes it a nineteenth of that larger, so that it settles
-where one in twenty is late (stochastic approximation of a quantile, Robbins and Monro 1951). What has no room is
+need more than `max_slowdown` times what they would alone, in the time to their first token or to their end. What a
+request would take alone follows from its size, by 95th percentiles over those that had the engine to themselves: of
+seconds to the first token for each prompt token computed, and of seconds from there for each token generated. The
+number that may be in hand follows from that, by feedback: every request that was late makes it smaller, every one that
+was not, while it was full, makes it a nineteenth of that larger, so that it settles where one in twenty is late
+(stochastic approximation of a quantile, Robbins and Monro 1951). What has no room is
 refused at once, with a hint when to try again, and costs nothing.
 
 Tenants share the room: while several ask, each has an equal part of it, however much one of them asks. Work of lower
@@ -28,6 +30,8 @@ _GAIN = 0.1
 """How much a late request takes from the number in hand, nearly: a tenth."""
 _NUM_ALONE = 64
 """Requests without company that are remembered."""
+_LEAST_TOKENS = 64
+"""A prompt of fewer tokens to compute takes about as long as one of so many."""
 _FEWEST_ALONE = 8
 """Before so many have been seen, the first guess holds."""
 _ACTIVE_S = 2.0
@@ -61,7 +65,8 @@ class Room:
         self._max_slowdown, self._unhurried_s, self._most, self._clock = max_slowdown, unhurried_s, most, clock
         self._limit = float(first)
         self._alone: deque[tuple[float, float]] = deque(maxlen=_NUM_ALONE)
-        self._first_alone_s = self._total_alone_s = alone_s
+        """Seconds for each prompt token, and for each token generated."""
+        self._guess_s = alone_s
         self._service_s = alone_s
         self._is_shared = False
         self._in_hand: Counter[str] = Counter()
@@ -77,12 +82,16 @@ class Room:
         """How many there may be."""
         return max(1, math.floor(self._limit))
 
-    @property
-    def late_after_s(self) -> tuple[float, float]:
-        """From when on a first token and an end are late."""
-        return (
-            max(self._unhurried_s, self._max_slowdown * self._first_alone_s),
-            max(self._unhurried_s, self._max_slowdown * self._total_alone_s),
+    def late_after_s(self, usage: Usage) -> tuple[float, float]:
+        """Return from when on the first token and the end of a request of this size are late."""
+        first_s = total_s = self._guess_s
+        if len(self._alone) >= _FEWEST_ALONE:
+            rank = math.ceil((1 - SHARE_LATE) * len(self._alone)) - 1
+            prompt_token_s, new_token_s = (sorted(rates)[rank] for rates in zip(*self._alone, strict=True))
+            first_s = prompt_token_s * _num_computed(usage)
+            total_s = first_s + new_token_s * max(1, usage.num_generated_tokens)
+        return max(self._unhurried_s, self._max_slowdown * first_s), max(
+            self._unhurried_s, self._max_slowdown * total_s
         )
 
     def retry_after_s(self, tenant: str) -> float | None:
@@ -123,7 +132,7 @@ class Room:
                 self._learn_alone(usage)
         if state == "failed":
             return
-        first_late_s, total_late_s = self.late_after_s
+        first_late_s, total_late_s = self.late_after_s(usage)
         first_s = usage.first_token_s or usage.total_s  # cancelled before any: it waited so long in vain
         if first_s > first_late_s or (state == "finished" and usage.total_s > total_late_s):
             self._limit = max(1.0, self._limit * (1 - _GAIN * (1 - SHARE_LATE)))
@@ -131,8 +140,9 @@ class Room:
             self._limit = min(float(self._most), self._limit * (1 + _GAIN * SHARE_LATE))
 
     def _learn_alone(self, usage: Usage) -> None:
-        self._alone.append((usage.first_token_s, usage.total_s))
-        if len(self._alone) >= _FEWEST_ALONE:
-            rank = math.ceil((1 - SHARE_LATE) * len(self._alone)) - 1
-            self._first_alone_s = sorted(first_s for first_s, _ in self._alone)[rank]
-            self._total_alone_s = sorted(total_s for _, total_s in self._alone)[rank]
+        writing_s = usage.total_s - usage.first_token_s
+        self._alone.append((usage.first_token_s / _num_computed(usage), writing_s / max(1, usage.num_generated_tokens)))
+
+
+def _num_computed(usage: Usage) -> int:
+    return max(_LEAST_TOKENS, usage.num_prompt_tokens - usage.num_reused_tokens)

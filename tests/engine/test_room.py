@@ -19,8 +19,11 @@ def make_room(clock: Clock | None = None, *, max_slowdown: float = 2.0, first: i
     return Room(max_slowdown=max_slowdown, unhurried_s=0.0, first=first, most=most, alone_s=1.0, clock=clock or Clock())
 
 
-def usage(total_s: float, *, first_s: float | None = None) -> Usage:
-    return Usage(first_token_s=total_s / 2 if first_s is None else first_s, total_s=total_s)
+def usage(total_s: float, *, first_s: float | None = None, num_prompt: int = 0) -> Usage:
+    first_s = total_s / 2 if first_s is None else first_s
+    return Usage(
+        first_token_s=first_s, total_s=total_s, num_prompt_tokens=num_prompt, num_reused_tokens=num_prompt // 2
+    )
 
 
 def enter(room: Room, tenant: str = "") -> object:
@@ -83,12 +86,23 @@ def test_what_a_request_takes_alone_is_learned_from_those_without_company() -> N
     room = make_room()
     for _ in range(8):
         room.leave(room.enter("", is_bounded=True), "finished", usage(3.0, first_s=1.0))
-    assert room.late_after_s == (2.0, 6.0)
+    assert room.late_after_s(usage(0)) == pytest.approx((2.0, 6.0))
     first = room.enter("", is_bounded=True)
     second = room.enter("", is_bounded=True)
     room.leave(first, "finished", usage(30.0))
     room.leave(second, "finished", usage(30.0))
-    assert room.late_after_s == (2.0, 6.0)
+    assert room.late_after_s(usage(0)) == pytest.approx((2.0, 6.0))
+
+
+@pytest.mark.parametrize(("first_s", "is_late"), [(0.39, False), (0.41, True)])
+def test_what_long_prompts_take_does_not_excuse_short_ones(first_s: float, is_late: bool) -> None:
+    room = make_room()
+    for _ in range(8):
+        room.leave(room.enter("", is_bounded=True), "finished", usage(2.0, first_s=2.0, num_prompt=4000))
+    room.enter("", is_bounded=True)
+    before = room._limit
+    room.leave(room.enter("", is_bounded=True), "finished", usage(first_s, first_s=first_s, num_prompt=400))
+    assert (room._limit < before) == is_late
 
 
 def test_below_what_anybody_notices_nothing_is_late() -> None:
