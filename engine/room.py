@@ -30,7 +30,7 @@ _GAIN = 0.1
 """How much a late request takes from the number in hand, nearly: a tenth."""
 _NUM_ALONE = 64
 """Requests without company that are remembered."""
-_LEAST_TOKENS = 64
+_LEAST_TOKENS = 256
 """A prompt of fewer tokens to compute takes about as long as one of so many."""
 _FEWEST_ALONE = 8
 """Before so many have been seen, the first guess holds."""

@@ -94,14 +94,14 @@ def test_what_a_request_takes_alone_is_learned_from_those_without_company() -> N
     assert room.late_after_s(usage(0)) == pytest.approx((2.0, 6.0))
 
 
-@pytest.mark.parametrize(("first_s", "is_late"), [(0.39, False), (0.41, True)])
+@pytest.mark.parametrize(("first_s", "is_late"), [(0.59, False), (0.61, True)])
 def test_what_long_prompts_take_does_not_excuse_short_ones(first_s: float, is_late: bool) -> None:
     room = make_room()
     for _ in range(8):
         room.leave(room.enter("", is_bounded=True), "finished", usage(2.0, first_s=2.0, num_prompt=4000))
     room.enter("", is_bounded=True)
     before = room._limit
-    room.leave(room.enter("", is_bounded=True), "finished", usage(first_s, first_s=first_s, num_prompt=400))
+    room.leave(room.enter("", is_bounded=True), "finished", usage(first_s, first_s=first_s, num_prompt=600))
     assert (room._limit < before) == is_late
 
 
