@@ -9,6 +9,9 @@
     [cache]
     shared = "none"
 
+    [allocator]
+    mode = "shadow"
+
 `deploy/cloudcomplete.toml` shows every setting. A name that does not exist, or a value of another type, fails at start
 and names its path.
 """
@@ -25,6 +28,7 @@ import msgspec
 from cache.config import CacheConfig
 from cloudcomplete.errors import SettingsError
 from engine.config import EngineConfig
+from orchestration.allocator.config import AllocatorConfig
 from server.config import ServerConfig
 
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
@@ -37,6 +41,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     engine: EngineConfig = EngineConfig()
     server: ServerConfig = ServerConfig()
     cache: CacheConfig = CacheConfig()
+    allocator: AllocatorConfig = AllocatorConfig()
 
 
 def load_settings(path: Path | None = None, overrides: Sequence[str] = ()) -> Settings:

@@ -12,6 +12,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ from server.wire import SERVICE_NAME
 
 Report = Callable[[str], None]
 """Takes one line for the person who started the server."""
+Beside = Callable[["App"], AbstractContextManager[Any]]
+"""What accompanies a server from when it serves until it drains, such as a controller of its replicas."""
 LoadEngine = Callable[[Report], CompletionEngine]
 """Loads, compiles and warms an engine; blocks for seconds, reports its progress, raises EngineError."""
 
@@ -228,6 +231,7 @@ async def run(
     port_file: Path | None = None,
     stopping: asyncio.Event | None = None,
     cache: CompletionCache | None = None,
+    beside: Beside = lambda app: nullcontext(),
 ) -> None:
     """Serve until SIGTERM, SIGINT or `stopping`; a second signal ends the process at once.
 
@@ -247,7 +251,8 @@ async def run(
         if await _load_and_open(app, load, report, stopping):
             report("serving")
             watching = [asyncio.create_task(_watch_engine(app.lifecycle)), asyncio.create_task(watch_parts(app))]
-            await _wait_for_any(stopping, app.lifecycle.is_broken)
+            with beside(app):
+                await _wait_for_any(stopping, app.lifecycle.is_broken)
             for task in watching:
                 task.cancel()
             report(f"draining: {app.admission.num_in_flight} in flight, at most {config.drain_s:g} s")

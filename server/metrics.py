@@ -6,12 +6,13 @@ somebody asks for them, so they cost a request nothing. Knows no gRPC. `Metrics.
 
 from collections.abc import Iterator
 from threading import Thread
-from typing import Any
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from engine.replicas import Replicas
 from engine.types import EngineStats
 from server.admission import Admission
 from server.lifecycle import Lifecycle
@@ -157,6 +158,10 @@ class _Counts(Collector):
             ("sparse_kept_mass", "Share of the attention in the blocks kept, by their scores, 0 to 1", stats.kept_mass),
         ):
             yield GaugeMetricFamily(PREFIX + name, what, value)
+        replicas = GaugeMetricFamily(f"{PREFIX}num_replicas", "Engines of this process, by state", labels=["state"])
+        for state in ("warming", "ready", "draining"):
+            replicas.add_metric([state], self._num_replicas(state))
+        yield replicas
         for name, what, value in (
             ("requests_finished", "Requests that got their answer", stats.num_finished),
             ("requests_cancelled", "Requests that their client gave up", stats.num_cancelled),
@@ -185,3 +190,9 @@ class _Counts(Collector):
         for reason, number in stats.num_sparse_fallbacks.items():
             fallbacks.add_metric([reason], number)
         yield fallbacks
+
+    def _num_replicas(self, state: Literal["warming", "ready", "draining"]) -> int:
+        engine = self._lifecycle.opened_engine
+        if isinstance(engine, Replicas):
+            return engine.count(state)
+        return int(state == ("warming" if engine is None else "ready"))

@@ -1,20 +1,24 @@
-"""`cloudcomplete allocator`: train the policy that decides how many replicas run, and compare it with plain rules."""
+"""`cloudcomplete allocator`: train the policy that decides how many replicas run, compare it with rules, tell KEDA."""
 
 import argparse
 from pathlib import Path
 
+import msgspec
+
 NAME = "allocator"
-SUMMARY = "train and evaluate the policy that decides how many replicas run"
+SUMMARY = "train, evaluate and run what decides how many replicas run"
 DESCRIPTION = (
     "train: learn a policy on the first 60 % of a trace. evaluate: run every baseline, an oracle and the learned "
     "policy on the last 40 %. A trace is a CSV file, plain or gzip, of requests "
-    "(TIMESTAMP,ContextTokens,GeneratedTokens) or of rates (client,window_start_s,requests_per_s,interarrival_cv)."
+    "(TIMESTAMP,ContextTokens,GeneratedTokens) or of rates (client,window_start_s,requests_per_s,interarrival_cv). "
+    "scaler: read servers' metrics, decide each interval, and answer KEDA's external-scaler protocol until SIGTERM; "
+    "for replicas of one process there is `cloudcomplete serve --allocator`."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    actions = parser.add_subparsers(metavar="train | evaluate", required=True, dest="action")
+    actions = parser.add_subparsers(metavar="train | evaluate | scaler", required=True, dest="action")
     for name, text in (("train", "learn a policy"), ("evaluate", "compare policies on the test stretch")):
         action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
         action.add_argument("--trace", metavar="F", type=Path, required=True, help="recorded traffic")
@@ -30,6 +34,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--model", metavar="F", type=Path, help="JSON of step times (`StepTimes`); default: assumed ones"
         )
         action.add_argument("--json", metavar="OUT", type=Path, help="also write the result to OUT")
+    scaler = actions.add_parser("scaler", help="tell KEDA how many replicas", allow_abbrev=False)
+    scaler.add_argument(
+        "--metrics",
+        metavar="URL",
+        action="append",
+        required=True,
+        help="http://HOST:PORT of a server's metrics; of all servers where HOST has several addresses; repeatable",
+    )
+    scaler.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:50052", help="where KEDA asks")
+    scaler.add_argument(
+        "--object", metavar="NAMESPACE/NAME", default="default/cloudcomplete", help="the ScaledObject that is sized"
+    )
+    scaler.add_argument("--config", metavar="F", type=Path, help="TOML file; its section [allocator]")
+    scaler.add_argument(
+        "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override one setting; may be repeated"
+    )
     actions.choices["train"].add_argument(
         "--out", metavar="DIR", type=Path, required=True, help="where the policy goes"
     )
@@ -43,9 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train or evaluate; raises AllocatorError or ReportError."""
+    """Train, evaluate or scale; raises AllocatorError, SettingsError or ReportError."""
+    if arguments.action == "scaler":
+        _scale(arguments)
+        return
     from loadtest import report
-    from orchestration.allocator import retraining
+    from orchestration.allocator import checkpoint, retraining
+    from orchestration.allocator.service import read_steps
 
     if arguments.json is not None:
         report.check_writable(arguments.json)
@@ -55,14 +79,14 @@ def run(arguments: argparse.Namespace) -> None:
         rules=rules,
         replicas=arguments.replicas,
         attainment=arguments.attainment,
-        steps=retraining.read_steps(arguments.model),
+        steps=read_steps(arguments.model),
         on_progress=print,
     )
     if arguments.action == "train":
         outcome = retraining.train(
             arena, attainment=arguments.attainment, budget_s=arguments.budget_s, on_progress=print
         )
-        retraining.save(outcome, arguments.out)
+        checkpoint.save(outcome.weights, arguments.out)
         result = report.assemble(outcome.headline, [], command="cloudcomplete allocator train")
     else:
         candidate = None
@@ -70,9 +94,9 @@ def run(arguments: argparse.Namespace) -> None:
             if arguments.policy is None:
                 candidate = retraining.train(
                     arena, attainment=arguments.attainment, budget_s=arguments.budget_s, on_progress=print
-                )
+                ).weights
             else:
-                candidate = retraining.load(arguments.policy)
+                candidate = checkpoint.load(arguments.policy)
         comparison = retraining.evaluate(
             arena, candidate, attainment=arguments.attainment, num_seeds=arguments.seeds, on_progress=print
         )
@@ -87,6 +111,41 @@ def run(arguments: argparse.Namespace) -> None:
     print(report.describe(result))
     if arguments.json is not None:
         report.write_json(arguments.json, result)
+
+
+def _scale(arguments: argparse.Namespace) -> None:
+    import asyncio
+    import logging
+    import signal
+    import sys
+
+    from cloudcomplete.config import load_settings
+    from orchestration.allocator.errors import ScalerError
+    from orchestration.allocator.scaler import run_scaler
+
+    config = load_settings(arguments.config, arguments.set).allocator
+    namespace, slash, name = arguments.object.partition("/")
+    if not (namespace and slash and name):
+        raise ScalerError(f"--object got {arguments.object!r}; expected NAMESPACE/NAME of a ScaledObject")
+    if config.mode == "off":
+        config = msgspec.structs.replace(config, mode="shadow")
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("orchestration").setLevel(logging.INFO)
+
+    async def scale() -> None:
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        await run_scaler(
+            config,
+            metrics=arguments.metrics,
+            address=arguments.listen,
+            scaled=(namespace, name),
+            stopping=stopping,
+            report=lambda line: print(line, flush=True),
+        )
+
+    asyncio.run(scale())
 
 
 def _write_plots(directory: Path, rows: list[dict[str, object]]) -> None:

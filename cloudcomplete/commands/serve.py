@@ -7,13 +7,17 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from cloudcomplete.errors import SettingsError
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Event
+    from contextlib import AbstractContextManager
 
     from engine.config import EngineConfig
     from engine.group import Membership
+    from orchestration.allocator.config import AllocatorConfig
 
 NAME = "serve"
 SUMMARY = "serve completions over gRPC"
@@ -37,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--replicas", metavar="N", type=int, help="separate engines, a session stays with one; default: 1"
     )
     parser.add_argument(
+        "--allocator",
+        choices=("off", "watch", "shadow", "learned"),
+        help="who changes the number of replicas while serving: nobody; nobody, but decisions are logged; the "
+        "baseline; the learned policy; default: off; bounds and more are settings, allocator.NAME",
+    )
+    parser.add_argument(
         "--processes",
         metavar="N",
         type=int,
@@ -58,6 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Serve until told to stop; raises SettingsError, EngineError, ServerError."""
     import asyncio
     import logging
+    from contextlib import nullcontext
 
     if arguments.processes > 1 and arguments.process is None:
         from cloudcomplete.supervisor import Supervisor
@@ -77,9 +88,14 @@ def run(arguments: argparse.Namespace) -> None:
         overrides.append(f"server.grpc_port={arguments.grpc_port}")
     numbers = {name: getattr(arguments, name) for name in ("stages", "tensor", "replicas")}
     overrides += [f"engine.num_{name}={number}" for name, number in numbers.items() if number is not None]
+    if arguments.allocator is not None:
+        overrides.append(f"allocator.mode={arguments.allocator}")
     settings = load_settings(arguments.config, overrides)
+    has_allocator = settings.allocator.mode != "off"
+    if has_allocator:
+        _check_allocator(settings.allocator, is_group=arguments.processes > 1)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    for package in ("cache", "engine", "server"):
+    for package in ("cache", "engine", "orchestration", "server"):
         logging.getLogger(package).setLevel(logging.INFO)
 
     member = None
@@ -92,6 +108,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     def load(on_progress: app.Report) -> CompletionEngine:
         on_progress("loading JAX")
+        if has_allocator:
+            pass  # here, since it takes seconds
         from engine.loader import load_leader, load_replicas
 
         if member is not None:
@@ -99,6 +117,13 @@ def run(arguments: argparse.Namespace) -> None:
         return load_replicas(arguments.model, settings.engine, on_progress=on_progress)
 
     cache = CompletionCache(settings.cache) if settings.cache.is_enabled else None
+
+    def beside(serving: app.App) -> "AbstractContextManager[Any]":
+        if not has_allocator:
+            return nullcontext()
+        from orchestration.allocator.loop import accompany
+
+        return accompany(settings.allocator, serving)
 
     async def serve() -> None:
         stopping = asyncio.Event()
@@ -111,6 +136,7 @@ def run(arguments: argparse.Namespace) -> None:
             port_file=arguments.port_file,
             stopping=stopping,
             cache=cache,
+            beside=beside,
         )
 
     try:
@@ -125,6 +151,18 @@ def run(arguments: argparse.Namespace) -> None:
     if any(thread.name == app.LOADING_THREAD for thread in threading.enumerate()):
         sys.stdout.flush()
         os._exit(0)  # stopped while compiling: that thread cannot be interrupted, and nothing waits for it
+
+
+def _check_allocator(config: "AllocatorConfig", *, is_group: bool) -> None:
+    """Raise SettingsError for what would only be noticed when the model is loaded."""
+    problem = config.problem
+    if is_group:
+        problem = (
+            'allocator.mode is not "off" in a group of processes, which is one replica; expected "off"; scale groups '
+            "with `cloudcomplete allocator scaler`"
+        )
+    if problem:
+        raise SettingsError(problem)
 
 
 def _follow(member: "Membership", model: Path | None, config: "EngineConfig") -> NoReturn:

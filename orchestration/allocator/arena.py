@@ -4,6 +4,7 @@ The first `TUNING_SHARE` of the time is for tuning and training; the rest is loo
 scaled so that the least static fleet that keeps the service level there has `STATIC_REPLICAS` replicas.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,8 @@ class Arena:
         self.trace, self.rules, self.workload = trace, rules, workload
         self.service: Service = describe_service(steps, workload)
         self.scale = 1.0
+        self.simulated_s = self.simulating_s = 0.0
+        """Seconds of all fleets that ran, and what they took."""
         unit = rules.interval_s * rules.window_intervals
         self.split_s = int(trace.duration_s * TUNING_SHARE) // unit * unit
         self.end_s = trace.duration_s // unit * unit
@@ -62,6 +65,11 @@ class Arena:
             )
         self._drawn: dict[tuple[float, int], NDArray[np.float32]] = {}
         self._foreseen: dict[tuple[float, int], NDArray[np.float32]] = {}
+
+    @property
+    def fleet_s_per_s(self) -> int:
+        """Seconds of all fleets that were simulated in one second, compilation included."""
+        return round(self.simulated_s / max(self.simulating_s, 1e-9))
 
     @property
     def tuning(self) -> tuple[int, int]:
@@ -178,6 +186,7 @@ class Arena:
                 if features.ndim == 3
                 else jnp.broadcast_to(jnp.asarray(features)[:, None], (len(counts), num, features.shape[1])),
             )
+            began = time.monotonic()
             one, output = simulate(
                 self.rules,
                 policy.decide,
@@ -189,6 +198,8 @@ class Arena:
                 has_histogram=has_histogram,
             )
             totals.append(Totals(*map(np.asarray, one)))
+            self.simulated_s += num * len(counts) * interval_s
+            self.simulating_s += time.monotonic() - began
             outputs.append(output)
         return Totals(*(np.concatenate(values) for values in zip(*totals, strict=True))), outputs[0]
 

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 
 from orchestration.allocator.baselines import QUEUEING
 from orchestration.allocator.errors import CheckpointError
-from orchestration.allocator.policy import NETWORK, STATE_LAYOUT, Weights
+from orchestration.allocator.policy import LEARNED, NETWORK, STATE_LAYOUT, Weights
 
 _LAYOUT = "layout.json"
 _ARRAYS = "arrays"
@@ -74,4 +74,7 @@ def _like() -> Weights:
         mean=jnp.zeros(width),
         deviation=jnp.zeros(width),
         base={key: jnp.float32(0) for key in QUEUEING.grid},
+        setting={key: jnp.float32(0) for key in LEARNED.grid},
+        may_miss=jnp.float32(0),
+        capacity=jnp.float32(1),
     )

@@ -9,7 +9,8 @@ down while replicas start. The M/M/c baseline always decides; a learned policy m
 - **repeated breaches**: after `max_breaches` late intervals in a row the baseline decides for `penalty_intervals`;
 - **missing metrics**: without them nothing changes, after `max_missing` intervals the fleet goes to its safe size;
 - **hot reload**: a policy that is promoted (another one in the directory) is read before the next decision; one that
-  cannot be read is logged, and the old one stays.
+  cannot be read is logged, and the old one stays. One that is taken away (gone at two decisions in a row, since a
+  replacement is gone for a moment) decides no more.
 
 Every `Decision` is logged with its reason. Knows neither Kubernetes nor engines.
 """
@@ -17,18 +18,18 @@ Every `Decision` is logged with its reason. Knows neither Kubernetes nor engines
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import msgspec
 import numpy as np
-from jax import Array
 
 from orchestration.allocator import checkpoint
-from orchestration.allocator.baselines import QUEUEING, decide_queueing, hold
+from orchestration.allocator.baselines import QUEUEING, decide_queueing
+from orchestration.allocator.config import AllocatorConfig
 from orchestration.allocator.errors import CheckpointError
 from orchestration.allocator.forecaster import Forecaster
-from orchestration.allocator.policy import NETWORK, Weights, choose, describe_state, distance, normalise
+from orchestration.allocator.policy import Weights, correct, distance, start_corrected
 from orchestration.allocator.simulator import FleetRules, Observation, guard
 
 logger = logging.getLogger(__name__)
@@ -52,29 +53,6 @@ class LiveState(msgspec.Struct, frozen=True, kw_only=True):
     """Share of requests whose first token came after the SLO."""
 
 
-class ControllerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the controller decides."""
-
-    policy_dir: str = ""
-    """Directory of the promoted policy; empty: the baseline alone decides."""
-    kill_switch: str = ""
-    """A file; while it exists the baseline decides."""
-    is_shadow: bool = True
-    """Ask the learned policy and log what it says, but follow the baseline."""
-    caution: float = 1.0
-    """See `policy.choose`; `allocator evaluate` tunes it."""
-    hold_intervals: float = 2.0
-    cooldown_intervals: int = 3
-    """After a step up there is no step down for so long."""
-    max_distance: float = 8.0
-    """In deviations from the states of training; beyond, the baseline decides."""
-    max_breaches: int = 3
-    penalty_intervals: int = 60
-    max_missing: int = 6
-    safe_replicas: int = 4
-    """Where the fleet goes when nothing has been measured for `max_missing` intervals; never below what it has."""
-
-
 class Decision(NamedTuple):
     """What was decided, by whom and why."""
 
@@ -86,27 +64,37 @@ class Decision(NamedTuple):
     """What the learned policy wanted, where it was asked."""
 
 
+# As whole programs: operation by operation they would be a hundred, each compiled beside the service.
+_decide_base = jax.jit(decide_queueing)
+_correct = jax.jit(correct)
+_guard = jax.jit(guard, static_argnums=0)
+
+
+def _one(value: float) -> Any:
+    return np.full(1, value, np.float32)
+
+
 class Controller:
     """Decides each interval; `decide` is called by one thread."""
 
     def __init__(
         self,
-        config: ControllerConfig,
+        config: AllocatorConfig,
         rules: FleetRules,
         *,
         capacity: float,
-        base: dict[str, float],
         replicas: int,
         on_decision: Callable[[Decision], None] = lambda decision: None,
     ) -> None:
-        """`capacity`: requests per second that a replica sustains; `base`: the M/M/c baseline's tuned setting."""
-        self._config, self._rules, self._capacity, self._on_decision = config, rules, capacity, on_decision
-        self._base = {key: jnp.full(1, base[key], jnp.float32) for key in QUEUEING.grid}
-        self._memory = QUEUEING.start(jnp.full(1, float(replicas)))
-        self._recent: Array = self._memory.recent
+        """`capacity`: requests per second that a replica sustains, until a policy says another."""
+        self._config, self._rules, self._on_decision = config, rules, on_decision
+        self._own_capacity = self._capacity = capacity
+        self._own_base = self._base = {key: _one(getattr(config, key)) for key in QUEUEING.grid}
+        self._memory = jax.jit(start_corrected)(_one(replicas))
         self._forecaster = Forecaster(interval_s=rules.interval_s)
         self._weights: Weights | None = None
-        self._stamp = 0
+        self._setting: dict[str, Any] = {}
+        self._stamp = self._num_gone = 0
         self._num_missing = self._num_breaches = self._penalty = self._since_up = 0
         self._target = replicas
 
@@ -138,18 +126,16 @@ class Controller:
         self._note_breach(live)
         self._forecaster.update(np.array([live.rate]), time_s)
         seen = self._observe(live, time_s)
-        base, self._memory = decide_queueing(self._base, self._memory, seen)
+        base, base_memory = _decide_base(self._base, self._memory.base, seen)
+        self._memory = self._memory._replace(base=base_memory)
         wanted, learned, reason = base, None, self._obstacle()
         if self._weights is not None and reason != "kill switch":
-            state = describe_state(base, seen)
+            learned, state, self._memory = _correct(self._weights, self._setting, self._memory, base, seen)
             if distance(self._weights, np.asarray(state)[0]) > self._config.max_distance:
                 reason = "out of distribution"
-            logits, _ = NETWORK.apply(self._weights.network, normalise(self._weights, state))
-            correction = choose(logits, jnp.float32(self._config.caution))
-            learned, self._recent = hold(self._recent, base + correction, jnp.full(1, self._config.hold_intervals))
             if reason == "learned":
                 wanted = learned
-        target = int(guard(self._rules, wanted, seen.ready, seen.warming)[0])
+        target = int(_guard(self._rules, wanted, seen.ready, seen.warming)[0])
         if target < live.ready + live.warming and self._since_up <= self._config.cooldown_intervals:
             target, reason = live.ready + live.warming, "cool-down"
         return Decision(target, reason, int(base[0]), None if learned is None else int(learned[0]))
@@ -162,7 +148,7 @@ class Controller:
             return "baseline"
         if self._penalty > 0:
             return "breaches"
-        return "shadow" if self._config.is_shadow else "learned"
+        return "learned" if self._config.mode == "learned" else "shadow"
 
     def _note_breach(self, live: LiveState) -> None:
         self._penalty = max(self._penalty - 1, 0)
@@ -171,18 +157,15 @@ class Controller:
             self._penalty = self._config.penalty_intervals
 
     def _observe(self, live: LiveState, time_s: float) -> Observation:
-        def one(value: float) -> Array:
-            return jnp.full(1, value, jnp.float32)
-
         return Observation(
-            rate=one(live.rate),
-            throughput=one(live.throughput),
-            waiting=one(live.waiting),
-            ready=one(live.ready),
-            warming=one(live.warming),
-            late_share=one(live.late_share),
-            capacity=one(self._capacity),
-            features=jnp.asarray(self._forecaster.features(self._capacity, time_s)),
+            rate=_one(live.rate),
+            throughput=_one(live.throughput),
+            waiting=_one(live.waiting),
+            ready=_one(live.ready),
+            warming=_one(live.warming),
+            late_share=_one(live.late_share),
+            capacity=_one(self._capacity),
+            features=self._forecaster.features(self._capacity, time_s),
         )
 
     def _reload(self) -> None:
@@ -192,14 +175,27 @@ class Controller:
         try:
             stamp = directory.stat().st_ino
         except OSError:
+            self._note_gone(directory)
             return
+        self._num_gone = 0
         if stamp == self._stamp:
             return
         self._stamp = stamp
         try:
-            self._weights = checkpoint.load(directory)
+            weights = checkpoint.load(directory)
         except CheckpointError as error:
             logger.warning("the promoted policy is not used: %s", error)
-        else:
-            self._base = {key: jnp.reshape(value, (1,)) for key, value in self._weights.base.items()}
-            logger.info("a promoted policy from %s is used", directory)
+            return
+        self._weights, self._capacity = weights, float(weights.capacity)
+        self._base, self._setting = (
+            {key: _one(float(value)) for key, value in one.items()} for one in (weights.base, weights.setting)
+        )
+        logger.info("a promoted policy from %s is used", directory)
+
+    def _note_gone(self, directory: Path) -> None:
+        self._num_gone += 1
+        if self._num_gone < 2 or self._weights is None:
+            return
+        self._weights, self._stamp = None, 0
+        self._base, self._capacity = self._own_base, self._own_capacity
+        logger.warning("the policy in %s was taken away: the baseline decides", directory)

@@ -4,7 +4,7 @@ AllocatorError
 ├── TraceError         a trace of traffic cannot be read or is too short for what was asked
 ├── CheckpointError    a saved policy cannot be used: another state layout, or no policy at all
 ├── TelemetryError     measurements of replicas do not suffice to fit the simulator
-└── ScalerError        a scaler was asked about an object that it does not know
+└── ScalerError        a scaler was asked about an object that it does not know, or cannot listen
 """
 
 
@@ -25,4 +25,4 @@ class TelemetryError(AllocatorError):
 
 
 class ScalerError(AllocatorError):
-    """A scaler was asked about an object that it does not know."""
+    """A scaler was asked about an object that it does not know, or cannot listen."""

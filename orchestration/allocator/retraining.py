@@ -1,15 +1,15 @@
 """The recurring work as plain functions: prepare, train, evaluate, promote. Flows call them one by one."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-
-import msgspec
+from typing import Literal
 
 from orchestration.allocator import checkpoint
 from orchestration.allocator.arena import Arena
-from orchestration.allocator.errors import AllocatorError, TelemetryError
+from orchestration.allocator.errors import AllocatorError
 from orchestration.allocator.evaluate import Candidate, Comparison, compare_policies
-from orchestration.allocator.policy import LEARNED
+from orchestration.allocator.policy import LEARNED, Weights
 from orchestration.allocator.service import StepTimes, Workload
 from orchestration.allocator.simulator import FleetRules
 from orchestration.allocator.traces import read_trace
@@ -17,6 +17,9 @@ from orchestration.allocator.training import Outcome
 from orchestration.allocator.training import train as train_policy
 
 Report = Callable[[str], None]
+Verdict = Literal["promoted", "kept", "retired"]
+INCUMBENT = "incumbent"
+"""What the promoted policy is called in a comparison."""
 
 
 def _ignore(line: str) -> None:
@@ -32,16 +35,6 @@ def rules_of(*, slo_s: float = 0.3, cold_start_s: int = 40) -> FleetRules:
     return FleetRules(slo_s=slo_s, cold_start_s=cold_start_s)
 
 
-def read_steps(path: Path | None) -> StepTimes:
-    """Return the step times in a file, or the defaults; raises TelemetryError."""
-    if path is None:
-        return StepTimes()
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=StepTimes)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise TelemetryError(f"cannot read step times from {path}: {error}; expected JSON of step times") from None
-
-
 def prepare(
     trace: Path,
     *,
@@ -52,14 +45,15 @@ def prepare(
     workload: Workload | None = None,
     on_progress: Report = _ignore,
 ) -> Arena:
-    """Read a trace and scale it so that the best static size is `replicas`; raises TraceError."""
+    """Read a trace and scale it so that the best static size is `replicas`; 0: as it is. Raises TraceError."""
     arena = Arena(
         read_trace(trace), steps=steps or StepTimes(), workload=workload or Workload(), rules=rules or FleetRules()
     )
-    arena.fit_scale(replicas, attainment)
-    on_progress(
-        f"traffic times {arena.scale:.4g}: {replicas} replicas attain {attainment:.3f} where policies are tuned"
-    )
+    if replicas:
+        arena.fit_scale(replicas, attainment)
+        on_progress(
+            f"traffic times {arena.scale:.4g}: {replicas} replicas attain {attainment:.3f} where policies are tuned"
+        )
     return arena
 
 
@@ -70,32 +64,53 @@ def train(arena: Arena, *, attainment: float = 0.99, budget_s: float = 240, on_p
 
 def evaluate(
     arena: Arena,
-    policy: Outcome | None,
+    policy: Weights | None,
     *,
+    incumbent: Weights | None = None,
     attainment: float = 0.99,
     num_seeds: int = 5,
     on_progress: Report = _ignore,
 ) -> Comparison:
-    """Compare a policy (or none) with baselines and oracle on the test stretch."""
-    candidate = None if policy is None else Candidate(policy=LEARNED, shared=policy.weights)
+    """Compare a policy (or none) with baselines, oracle and the policy that is promoted on the test stretch."""
+    candidates = [
+        Candidate(
+            name=name,
+            policy=LEARNED,
+            setting={key: float(value) for key, value in weights.setting.items()},
+            shared=weights,
+        )
+        for name, weights in ((LEARNED.name, policy), (INCUMBENT, incumbent))
+        if weights is not None
+    ]
     return compare_policies(
-        arena, attainment=attainment, num_seeds=num_seeds, candidate=candidate, on_progress=on_progress
+        arena, attainment=attainment, num_seeds=num_seeds, candidates=candidates, on_progress=on_progress
     )
 
 
-def save(policy: Outcome, directory: Path) -> None:
-    """Write a policy's checkpoint."""
-    checkpoint.save(policy.weights, directory)
+def judge(comparison: Comparison) -> tuple[Verdict, str]:
+    """Return what is to become of the new policy and of the promoted one, and why."""
+    rows = {row["policy"]: row for row in comparison.rows}
+    own, old = rows[LEARNED.name], rows.get(INCUMBENT)
+    best = comparison.headline["best_baseline"]
+    if own["is_better"]:
+        if old is None:
+            return "promoted", f"it keeps the service level and costs less than {best}"
+        if not old["is_better"]:
+            return "promoted", f"it costs less than {best}, the promoted one no longer does"
+        if old["saved_ci_low"] is not None and old["saved_ci_low"] > 0:
+            return "promoted", "it costs less than the promoted one"
+        return "kept", "it does not surely cost less than the promoted one"
+    if old is not None and not old["is_better"]:
+        return "retired", f"neither it nor the promoted one beats {best} at the service level, which stays on"
+    return "kept", "it does not beat the baselines at the service level"
 
 
-def load(directory: Path) -> Outcome:
-    """Read a policy's checkpoint; raises CheckpointError."""
-    return Outcome(weights=checkpoint.load(directory), headline={})
-
-
-def promote(policy: Outcome, comparison: Comparison, directory: Path) -> bool:
-    """Write the policy to where the controller looks, if the comparison made it the incumbent; return whether."""
-    if comparison.headline["incumbent"] != LEARNED.name:
-        return False
-    save(policy, directory)
-    return True
+def act(verdict: Verdict, candidate: Path, directory: Path) -> None:
+    """Put a candidate in the place of the promoted policy, or take that away, as `judge` said."""
+    if verdict == "promoted":
+        checkpoint.save(checkpoint.load(candidate), directory)
+    elif verdict == "retired" and directory.exists():
+        checkpoint.load(directory)  # raises for what is no policy
+        aside = directory.with_name(f"{directory.name}.retired")
+        shutil.rmtree(aside, ignore_errors=True)
+        directory.replace(aside)

@@ -6,12 +6,15 @@ The interface file is `proto/externalscaler.proto`. Knows no policy.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
 
+from orchestration.allocator.config import AllocatorConfig
 from orchestration.allocator.errors import ScalerError
+from orchestration.allocator.loop import AllocationLoop, make_controller
+from orchestration.allocator.telemetry import Telemetry, read_servers
 from orchestration.proto import externalscaler_pb2 as pb
 from orchestration.proto import externalscaler_pb2_grpc as pb_grpc
 
@@ -98,6 +101,48 @@ async def start_scaler(targets: Targets, address: str) -> tuple[grpc.aio.Server,
     """Serve the protocol on HOST:PORT (port 0: any free one); return the server and its port."""
     server = grpc.aio.server()
     pb_grpc.add_ExternalScalerServicer_to_server(Scaler(targets), server)
-    port = server.add_insecure_port(address)
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError:
+        raise ScalerError(f"cannot listen on {address}; expected a free HOST:PORT of this machine") from None
     await server.start()
     return server, port
+
+
+class TargetsActuator:
+    """Tells the scaler what was decided; from the controller's thread."""
+
+    def __init__(self, targets: Targets, scaled: tuple[str, str], loop: asyncio.AbstractEventLoop) -> None:
+        self._targets, self._scaled, self._loop = targets, scaled, loop
+
+    def apply(self, target: int) -> None:
+        """Let KEDA know; returns at once."""
+        asyncio.run_coroutine_threadsafe(self._targets.set(*self._scaled, target), self._loop)
+
+
+async def run_scaler(
+    config: AllocatorConfig,
+    *,
+    metrics: Sequence[str],
+    address: str,
+    scaled: tuple[str, str],
+    stopping: asyncio.Event,
+    report: Callable[[str], None],
+) -> None:
+    """Size one object by the metrics of its servers, and answer KEDA, until `stopping`; raises AllocatorError.
+
+    It begins with the replicas that serve. Where no server answers yet, it begins with the safe size.
+    """
+    read = read_servers(metrics, slo_s=config.slo_s)
+    now = await asyncio.to_thread(read)
+    found = round(sum(counts.ready + counts.warming for counts in now.values())) or config.safe_replicas
+    first = min(max(found, config.min_replicas), config.max_replicas)
+    controller = make_controller(config, replicas=first)
+    targets = Targets({scaled: first})
+    server, port = await start_scaler(targets, address)
+    actuator = TargetsActuator(targets, scaled, asyncio.get_running_loop())
+    loop = AllocationLoop(config, controller, Telemetry(read), actuator)
+    with loop:
+        report(f"scaling {'/'.join(scaled)} from {first} replicas; KEDA asks at port {port}")
+        await stopping.wait()
+    await server.stop(None)

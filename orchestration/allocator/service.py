@@ -5,9 +5,12 @@ the mean request follow the rate that a replica sustains, and the time to the fi
 time series and no fleet.
 """
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+
+from orchestration.allocator.errors import TelemetryError
 
 
 class StepTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,6 +29,16 @@ class StepTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Of each request, outside the steps: parsing, tokenizing, the way back."""
     num_slots: int = 16
     """Sequences that run at once."""
+
+
+def read_steps(path: Path | None) -> StepTimes:
+    """Return the step times in a file, or the defaults; raises TelemetryError."""
+    if path is None:
+        return StepTimes()
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=StepTimes)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise TelemetryError(f"cannot read step times from {path}: {error}; expected JSON of step times") from None
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

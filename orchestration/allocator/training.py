@@ -32,18 +32,26 @@ from orchestration.allocator.policy import (
     Corrected,
     Weights,
     base_setting,
+    correct,
     describe_state,
     normalise,
     start_corrected,
 )
 from orchestration.allocator.ppo import PpoConfig, begin, update
 from orchestration.allocator.service import Service
-from orchestration.allocator.simulator import LATE_SHARE, Fleet, Observation, Traffic, advance, guard, start
-from orchestration.allocator.tuning import tune
+from orchestration.allocator.simulator import LATE_SHARE, Fleet, FleetRules, Totals, Traffic, advance, guard, start
+from orchestration.allocator.tuning import tune, tune_over
 
 _SCALES = (0.7, 0.85, 1.0, 1.15)
 _FIT_SHARE = 0.75
 """Of the tuning stretch: what is learned from; on the rest it is decided what was learned."""
+_TURNS = 2
+"""Rounds of imitation: beside the baseline, then as the imitation of the round before drives."""
+_DRIVING = {"caution": 1.0, "hold": 2.0, "adapt": 0.0}
+_CHECK_SEEDS = (0, 1, 2)
+_SAFETY = 0.002
+_SPENT_SHARE = 0.7
+"""Of the windows that may be missed: what caution that is learned while it runs aims at."""
 _EPOCHS = 12
 _BATCH = 2048
 
@@ -69,8 +77,16 @@ def train(
     fit, check = (0, fit_s), (fit_s, arena.split_s)
     base, hours, reached = tune(QUEUEING, arena, attainment, stretch=fit)
     on_progress(f"baseline to correct: {base}, {hours:.0f} replica-hours, attains {reached:.4f}")
-    states, labels = zip(*(_examples(arena, fit, base, scale, seed) for seed, scale in enumerate(_SCALES)), strict=True)
-    weights = imitate(np.concatenate(states), np.concatenate(labels), base)
+    weights, examples = None, list[tuple[NDArray[np.float32], NDArray[np.int64]]]()
+    for turn in range(_TURNS):
+        examples.append(_examples(arena, fit, base, turn, weights))
+        states, labels = (np.concatenate(parts) for parts in zip(*examples, strict=True))
+        weights = imitate(states, labels, base)
+        weights = weights._replace(
+            may_miss=jnp.float32((1 - attainment) * _SPENT_SHARE), capacity=jnp.float32(arena.service.capacity)
+        )
+        on_progress(f"imitated {len(states)} decisions of the oracle")
+    assert weights is not None, "turns"
     imitated = _check(arena, weights, check, attainment)
     on_progress(f"imitation: {imitated[0]}, {imitated[1]:.1f} replica-hours, attains {imitated[2]:.4f} where checked")
     environment = FleetEnvironment(arena, fit, weights)
@@ -78,73 +94,80 @@ def train(
     tried = _check(arena, improved, check, attainment)
     on_progress(f"PPO: {tried[0]}, {tried[1]:.1f} replica-hours, attains {tried[2]:.4f} where checked")
     takes = tried[2] >= attainment and (tried[1] < imitated[1] or imitated[2] < attainment)
+    taken, (setting, _, _) = (improved, tried) if takes else (weights, imitated)
     return Outcome(
-        weights=improved if takes else weights,
+        weights=taken._replace(setting={key: jnp.float32(value) for key, value in setting.items()}),
         headline={
             "train_s": round(time.monotonic() - began, 1),
             "ppo_updates": updates,
             "imitation_replica_hours": imitated[1],
+            "imitation_attainment_share": imitated[2],
             "ppo_replica_hours": tried[1],
+            "ppo_attainment_share": tried[2],
             "taken": "ppo" if takes else "imitation",
+            "simulated_fleet_s_per_s": arena.fleet_s_per_s,
         },
     )
 
 
 def _check(arena: Arena, weights: Weights, stretch: tuple[int, int], attainment: float) -> Any:
-    interval_s = arena.rules.interval_s
-    features = arena.foreseen(0)[stretch[0] // interval_s : stretch[1] // interval_s]
-    return tune(LEARNED, arena, attainment, stretch=stretch, features=features, shared=weights)
-
-
-def _decide_recorded(parameters: Any, memory: Any, seen: Observation) -> tuple[Array, Any]:
-    """Follow the baseline and remember what the network would see."""
-    base, memory = decide_queueing(parameters, memory[0], seen)
-    return base, (memory, describe_state(base, seen))
+    """Return what the best setting comes to on a stretch, over seeds, with a margin for another stretch."""
+    return tune_over(LEARNED, arena, attainment + _SAFETY, _CHECK_SEEDS, stretch=stretch, shared=weights)
 
 
 def _examples(
-    arena: Arena, stretch: tuple[int, int], base: dict[str, float], factor: float, seed: int
+    arena: Arena, stretch: tuple[int, int], base: dict[str, float], turn: int, driver: Weights | None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return states [n, STATE_LAYOUT] and the oracle's corrections as classes [n], at one scale."""
-    scale, arena.scale = arena.scale, arena.scale * factor
-    try:
-        rules = arena.rules
-        features = arena.foreseen(100 + seed)[stretch[0] // rules.interval_s : stretch[1] // rules.interval_s]
-        needed = needed_replicas(arena, stretch, seed=100 + seed)
-        wanted = plan(
-            needed,
-            spared=0,
-            longest_dip=0,
-            window_intervals=rules.window_intervals,
-            lead=rules.warming_intervals + 1,
-        )
-        arrivals = arena.draw(arena.scale, 100 + seed)[slice(*stretch)].reshape(-1, rules.interval_s)
-    finally:
-        arena.scale = scale
-    states = _replay_base(arena, arrivals, features, base)
-    labels = np.clip(wanted - states[:, len(FEATURES)], -1, 1).astype(np.int64) + 1
-    return states, labels
+    """Return states [n, STATE_LAYOUT] and the oracle's corrections as classes [n], at all scales.
+
+    The fleets are at what the baseline decides, or `driver`: its own decisions bring it into states of their own
+    (DAgger, Ross et al., 2011).
+    """
+    rules, scale = arena.rules, arena.scale
+    arrivals, wanted = [], []
+    for number, factor in enumerate(_SCALES):
+        seed = 100 + turn * len(_SCALES) + number
+        arena.scale = scale * factor
+        try:
+            needed = needed_replicas(arena, stretch, seed=seed)
+            arrivals.append(arena.draw(arena.scale, seed)[slice(*stretch)].reshape(-1, rules.interval_s))
+        finally:
+            arena.scale = scale
+        length, lead = rules.window_intervals, rules.warming_intervals + 1
+        wanted.append(plan(needed, spared=0, longest_dip=0, window_intervals=length, lead=lead))
+    states = _replay(arena, np.stack(arrivals, axis=2), base, driver)
+    labels = np.clip(np.stack(wanted, axis=1) - states[:, :, len(FEATURES)], -1, 1).astype(np.int64) + 1
+    return states.reshape(-1, states.shape[2]), labels.reshape(-1)
 
 
-def _replay_base(
-    arena: Arena, arrivals: NDArray[np.float32], features: NDArray[np.float32], base: dict[str, float]
+def _replay(
+    arena: Arena, arrivals: NDArray[np.float32], base: dict[str, float], driver: Weights | None
 ) -> NDArray[np.float32]:
-    """Return what the network would see beside the baseline, [intervals, STATE_LAYOUT]."""
-    settings = {key: jnp.full(1, value) for key, value in base.items()}
-    traffic = Traffic(jnp.asarray(arrivals)[:, :, None], jnp.ones((len(arrivals), 1)), jnp.asarray(features)[:, None])
-    ready = jnp.full(1, float(np.ceil(arrivals[:6].mean() / arena.service.capacity * 1.3 + 1)))
-    service = Service(*(jnp.full(1, value) for value in arena.service))
+    """Return what the network would see beside the baseline, or sees as it drives, [intervals, fleets, STATE_LAYOUT].
 
-    def interval(carry: tuple[Fleet, Any], inputs: Traffic) -> tuple[tuple[Fleet, Any], Array]:
+    `arrivals` are [intervals, interval_s, fleets].
+    """
+    num = arrivals.shape[2]
+    features = foresee(arrivals, arena.service.capacity, interval_s=arena.rules.interval_s)
+    settings = {key: jnp.full(num, value) for key, value in base.items()}
+    own = {key: jnp.full(num, value) for key, value in _DRIVING.items()}
+    traffic = Traffic(jnp.asarray(arrivals), jnp.ones((len(arrivals), num)), jnp.asarray(features))
+    ready = jnp.ceil(jnp.asarray(arrivals[:6].mean((0, 1))) / arena.service.capacity * 1.3 + 1)
+    service = Service(*(jnp.full(num, value) for value in arena.service))
+
+    def interval(carry: tuple[Fleet, Corrected], inputs: Traffic) -> tuple[tuple[Fleet, Corrected], Array]:
         fleet, memory = carry
         seen = fleet.seen._replace(features=inputs.features)
-        target, (memory, state) = _decide_recorded(settings, (memory,), seen)
+        target, base_memory = decide_queueing(settings, memory.base, seen)
+        memory, state = memory._replace(base=base_memory), describe_state(target, seen)
+        if driver is not None:
+            target, state, memory = correct(driver, own, memory, target, seen)
         target = guard(arena.rules, target, seen.ready, seen.warming)
         fleet, _ = advance(arena.rules, service, fleet, target, inputs)
-        return (fleet, memory), state[0]
+        return (fleet, memory), state
 
     run: Any = jax.jit(lambda carry, xs: jax.lax.scan(interval, carry, xs))
-    _, states = run((start(arena.rules, service, traffic, ready), QUEUEING.start(ready)), traffic)
+    _, states = run((start(arena.rules, service, traffic, ready), start_corrected(ready)), traffic)
     return np.asarray(states)
 
 
@@ -156,6 +179,9 @@ def imitate(states: NDArray[np.float32], labels: NDArray[np.int64], base: dict[s
         mean=jnp.asarray(states.mean(0)),
         deviation=jnp.asarray(deviation),
         base={key: jnp.float32(value) for key, value in base.items()},
+        setting={key: jnp.float32(value) for key, value in _DRIVING.items()},
+        may_miss=jnp.float32(0.01),
+        capacity=jnp.float32(1),
     )
     inputs = jnp.asarray(normalise(weights, jnp.asarray(states)))
     goals = jnp.asarray(labels)
@@ -196,6 +222,16 @@ class _FleetState(NamedTuple):
     """A scalar: what a missed interval costs, in replicas; the Lagrange multiplier of the service level."""
     missed: Array
     """A scalar: share of intervals that were late, of late."""
+
+
+def reward_of(rules: FleetRules, added: Totals, base: Array, price: Array | float) -> tuple[Array, Array]:
+    """Return the reward of an interval, and whether it was late: what is paid for beyond `base` costs, and lateness.
+
+    Lateness counts from 0 on, little while it is within what a window may have, and `price` in replicas beyond.
+    """
+    late = jnp.clip(added.late / jnp.maximum(added.requests, 1) / LATE_SHARE, 0, 3)
+    missed = jnp.where(late > 1, late, 0.2 * late**2)
+    return -(added.replica_s / rules.interval_s - base) / 8 - price * missed / 8, late > 1
 
 
 class FleetEnvironment:
@@ -239,7 +275,7 @@ class FleetEnvironment:
         seen = state.fleet.seen._replace(features=features)
         base, memory = decide_queueing(base_setting(self._weights, seen.rate), state.memory.base, seen)
         return state._replace(
-            fleet=state.fleet._replace(seen=seen), memory=Corrected(memory, state.memory.recent), base=base
+            fleet=state.fleet._replace(seen=seen), memory=state.memory._replace(base=memory), base=base
         )
 
     def _observe(self, state: _FleetState) -> Array:
@@ -257,11 +293,9 @@ class FleetEnvironment:
         target = guard(self._rules, state.base + action - 1, seen.ready, seen.warming)
         traffic = self._traffic(state.place, state.stream, jax.random.uniform(fail_key, (self.num_fleets,)))
         fleet, added = advance(self._rules, self._service, state.fleet, target, traffic)
-        late = jnp.clip(added.late / jnp.maximum(added.requests, 1) / LATE_SHARE, 0, 3)
-        missed = jnp.where(late > 1, late, 0.2 * late**2)
-        reward = -(added.replica_s / self._rules.interval_s - state.base) / 8 - state.price * missed / 8
+        reward, is_late = reward_of(self._rules, added, state.base, state.price)
         place = jnp.minimum(state.place + 1, self._last)
-        share = 0.99 * state.missed + 0.01 * (late > 1).mean()
+        share = 0.99 * state.missed + 0.01 * is_late.mean()
         state = self._look(state._replace(fleet=fleet, place=place, age=state.age + 1, missed=share))
         ended = (state.age >= self.episode) | (place >= self._last)
         fresh = self._begin(fresh_key)._replace(age=jnp.zeros_like(state.age))

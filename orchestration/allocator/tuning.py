@@ -3,6 +3,7 @@
 First the coarse grid, then a finer one around its best, so that no rule loses to another for want of a setting.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,3 +48,27 @@ def tune(
     if (fine[2] >= attainment, -fine[1]) > (coarse[2] >= attainment, -coarse[1]):
         return fine
     return coarse
+
+
+def tune_over(
+    policy: Baseline,
+    arena: Arena,
+    attainment: float,
+    seeds: Sequence[int],
+    *,
+    stretch: tuple[int, int],
+    shared: Any = None,
+) -> tuple[dict[str, float], float, float]:
+    """Do as `tune` on the coarse grid, by means over draws of the traffic."""
+    settings = policy.settings()
+    first, last = (second // arena.rules.interval_s for second in stretch)
+    hours, reached = np.zeros(len(settings)), np.zeros(len(settings))
+    for seed in seeds:
+        totals, _ = arena.run(
+            policy, settings, stretch, seed=seed, features=arena.foreseen(seed)[first:last], shared=shared
+        )
+        hours += totals.replica_s / 3600 / len(seeds)
+        reached += (1 - totals.missed / totals.windows) / len(seeds)
+    keeps = reached >= attainment
+    best = int(np.where(keeps, hours, np.inf).argmin()) if keeps.any() else int(reached.argmax())
+    return settings[best], float(hours[best]), float(reached[best])

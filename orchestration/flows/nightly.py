@@ -10,6 +10,7 @@ from typing import Any
 import prefect
 
 from orchestration.flows.errors import FlowError
+from orchestration.flows.retrain_policy import retrain_policy
 from orchestration.flows.retrain_predictor import retrain_predictor
 from orchestration.flows.steps import call_flow, show_table
 from orchestration.flows.warm_cache import warm_cache
@@ -23,9 +24,11 @@ async def nightly(
     model: str = "",
     config: str = "",
     feedback: str = "",
+    telemetry: list[str] | None = None,
+    policy: str = "",
     date: str = "",
 ) -> dict[str, Any]:
-    """Retrain the predictor, then warm caches; parts without their input are left out.
+    """Retrain the predictor, warm caches, retrain the allocator's policy; parts without their input are left out.
 
     `date` (empty: today's, UTC) names the night; give another name to do everything again. Raises FlowError when a part
     failed.
@@ -37,6 +40,8 @@ async def nightly(
     if repositories or log:
         warm = {"repositories": repositories, "log": log, "server": server, "model": model, "config": config}
         parts["warm-cache"] = (warm_cache, warm | {"run_key": run_key})
+    if telemetry and policy:
+        parts["retrain-policy"] = (retrain_policy, {"policy": policy, "telemetry": telemetry, "run_key": run_key})
     done: dict[str, Any] = {}
     failed: dict[str, Exception] = {}
     for name, (flow, parameters) in parts.items():

@@ -28,6 +28,7 @@ FLOWS = {
         Entry(name="partition-model", summary="cut a model into stages, check and publish it"),
         Entry(name="warm-cache", summary="index projects, compile, ask again what was asked lately"),
         Entry(name="retrain-predictor", summary="learn which work ahead pays from recorded guesses; promote or keep"),
+        Entry(name="retrain-policy", summary="learn from telemetry how many replicas to run; promote, keep or retire"),
         Entry(
             name="nightly", summary="the recurring work of one night; goes on where it was stopped", cron="0 3 * * *"
         ),

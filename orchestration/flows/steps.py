@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 import prefect
-from prefect.artifacts import acreate_table_artifact
+from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 from prefect.cache_policies import NO_CACHE, CacheKeyFnPolicy
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
@@ -20,6 +20,7 @@ from prefect.concurrency.asyncio import concurrency
 from prefect.context import FlowRunContext, TaskRunContext
 
 from engine.errors import EngineError
+from orchestration.allocator.errors import AllocatorError
 from orchestration.flows.errors import FlowError
 
 P = ParamSpec("P")
@@ -27,7 +28,7 @@ R = TypeVar("R")
 
 HEAVY = "cloudcomplete-heavy"
 """The limit on steps that take a whole machine, over all flows of one server."""
-_NOT_RETRIED = (EngineError, FlowError, ValueError, TypeError)
+_NOT_RETRIED = (AllocatorError, EngineError, FlowError, ValueError, TypeError)
 """Wrong input stays wrong; what disks, networks and other processes do may pass."""
 _RETRY_DELAYS_S = (1.0, 10.0)
 
@@ -87,6 +88,12 @@ async def show_table(key: str, rows: Sequence[dict[str, Any]], *, title: str) ->
     """Show rows as an artifact of the run; keys are lower-case letters, digits and dashes."""
     if FlowRunContext.get() is not None:
         await acreate_table_artifact(table=[dict(row) for row in rows], key=key, description=title)
+
+
+async def show_report(key: str, markdown: str) -> None:
+    """Show a text as an artifact of the run."""
+    if FlowRunContext.get() is not None:
+        await acreate_markdown_artifact(markdown=markdown, key=key)
 
 
 async def limit_heavy_steps(at_once: int = 1) -> None:

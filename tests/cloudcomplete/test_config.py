@@ -40,7 +40,7 @@ def test_the_example_of_the_repository_loads_and_shows_every_setting_at_its_defa
     path = Path(__file__).parents[2] / "deploy" / "cloudcomplete.toml"
     assert load_settings(path) == Settings()
     text = path.read_text()
-    for section in (Settings().engine, Settings().server, Settings().cache):
+    for section in (Settings().engine, Settings().server, Settings().cache, Settings().allocator):
         for name in section.__struct_fields__:
             assert f"\n{name} = " in text
 
@@ -50,7 +50,7 @@ def test_the_example_of_the_repository_loads_and_shows_every_setting_at_its_defa
     [
         ("[server]\ngrpc_prt = 1\n", "c.toml: server.grpc_prt is no setting; did you mean grpc_port?"),
         ("[serve]\n", "c.toml: serve is no section; did you mean server?"),
-        ("[models]\n", "c.toml: models is no section; expected one of: engine, server, cache"),
+        ("[models]\n", "c.toml: models is no section; expected one of: engine, server, cache, allocator"),
         ("[server]\ngrpc_port = 'x'\n", "c.toml: server.grpc_port: Expected `int`, got `str`"),
         ("[server]\ngrpc_port = 70000\n", "c.toml: server: grpc_port is 70000; expected 0 (any free port) to 65535"),
         ("server = 3\n", "c.toml: server: Expected `object`, got `int`"),

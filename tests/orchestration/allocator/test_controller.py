@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -5,17 +6,18 @@ import msgspec
 import pytest
 
 from orchestration.allocator import checkpoint
-from orchestration.allocator.controller import Controller, ControllerConfig, Decision, LiveState
+from orchestration.allocator.config import AllocatorConfig
+from orchestration.allocator.controller import Controller, Decision, LiveState
 from orchestration.allocator.policy import Weights
 from orchestration.allocator.simulator import FleetRules
 
 BASE = {"keep": 0.0, "margin": 0.2, "gain": 0.0, "hold": 0.0}
 CALM = LiveState(rate=40, throughput=40, waiting=0, ready=4, warming=0, late_share=0.0)
-DRIVING = ControllerConfig(is_shadow=False, cooldown_intervals=0, hold_intervals=0, max_distance=1e9)
+DRIVING = AllocatorConfig(mode="learned", cooldown_intervals=0, max_distance=1e9, **BASE)
 
 
-def make_controller(config: ControllerConfig, **changes: int) -> Controller:
-    return Controller(config, FleetRules(**changes), capacity=20.0, base=BASE, replicas=4)
+def make_controller(config: AllocatorConfig, **changes: int) -> Controller:
+    return Controller(config, FleetRules(**changes), capacity=20.0, replicas=4)
 
 
 def up_weights() -> Weights:
@@ -23,7 +25,8 @@ def up_weights() -> Weights:
     weights = checkpoint._like()
     layers = weights.network["params"]
     layers["Dense_2"]["bias"] = jnp.array([0.0, 0.0, 50.0])
-    return weights._replace(deviation=weights.deviation + 1, base={k: jnp.float32(v) for k, v in BASE.items()})
+    base = {key: jnp.float32(value) for key, value in BASE.items()}
+    return weights._replace(deviation=weights.deviation + 1, base=base, capacity=jnp.float32(20))
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def test_without_a_policy_the_baseline_decides() -> None:
 
 def test_a_promoted_policy_corrects_the_baseline_and_shadow_mode_only_logs_it(policy_dir: str) -> None:
     assert with_policy(policy_dir).decide(CALM, 0.0) == Decision(5, "learned", 4, 5)
-    assert with_policy(policy_dir, is_shadow=True).decide(CALM, 0.0) == Decision(4, "shadow", 4, 5)
+    assert with_policy(policy_dir, mode="shadow").decide(CALM, 0.0) == Decision(4, "shadow", 4, 5)
 
 
 def test_a_policy_is_loaded_while_it_runs_and_a_bad_one_is_not(
@@ -57,6 +60,14 @@ def test_a_policy_is_loaded_while_it_runs_and_a_bad_one_is_not(
     (tmp_path / "policy" / "layout.json").write_text("{}")
     assert controller.decide(CALM, 20.0).reason == "learned"
     assert "the promoted policy is not used" in caplog.text
+    shutil.rmtree(tmp_path / "policy")
+    assert [controller.decide(CALM, 10.0 * number).reason for number in (3, 4)] == ["learned", "baseline"]
+
+
+def test_a_promoted_policy_brings_the_capacity_of_a_replica(policy_dir: str) -> None:
+    checkpoint.save(up_weights()._replace(capacity=jnp.float32(40)), Path(policy_dir))
+    half_as_many = with_policy(policy_dir).decide(CALM, 0.0)
+    assert (half_as_many.baseline, half_as_many.learned) == (2, 3)
 
 
 def test_the_kill_switch_and_strange_states_leave_it_to_the_baseline(policy_dir: str, tmp_path: Path) -> None:

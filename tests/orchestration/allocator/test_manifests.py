@@ -1,11 +1,16 @@
 """Manifests against schemas, written here from the published reference, of the fields that they use."""
 
+import argparse
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
 import yaml
+
+from cloudcomplete.commands import allocator as allocator_command
+from cloudcomplete.config import load_settings
 
 FOLDER = Path(__file__).parents[3] / "deploy" / "kubernetes"
 TEXT = {"type": "string", "minLength": 1}
@@ -54,6 +59,8 @@ SPECS = {
     ("apps/v1", "Deployment"): closed(["selector", "template"], selector=LABELS, template=TEMPLATE),
     ("v1", "Service"): closed(
         ["ports"],
+        clusterIP={"const": "None"},
+        publishNotReadyAddresses={"type": "boolean"},
         selector=NAMES,
         ports={"type": "array", "items": closed(["port"], name=TEXT, port=PORT, targetPort={})},
     ),
@@ -73,7 +80,39 @@ def test_a_manifest_has_the_fields_that_its_kind_knows(manifest: dict[str, Any])
 
 
 def test_what_is_scaled_is_what_is_deployed() -> None:
-    by_kind = {one["kind"]: one for one in read_manifests()}
-    name = by_kind["Deployment"]["metadata"]["name"]
-    assert by_kind["ScaledObject"]["spec"]["scaleTargetRef"]["name"] == name
-    assert by_kind["Service"]["spec"]["selector"] == by_kind["Deployment"]["spec"]["selector"]["matchLabels"]
+    found = {(one["kind"], one["metadata"]["name"]): one["spec"] for one in read_manifests()}
+    scaled = found["ScaledObject", "cloudcomplete"]
+    served = found["Deployment", scaled["scaleTargetRef"]["name"]]
+    allocator = found["Deployment", "cloudcomplete-allocator"]
+    for service, deployment in (
+        ("cloudcomplete", served), ("cloudcomplete-metrics", served), ("cloudcomplete-allocator", allocator)
+    ):  # fmt: skip
+        assert found["Service", service]["selector"] == deployment["selector"]["matchLabels"]
+        assert deployment["template"]["metadata"]["labels"] == deployment["selector"]["matchLabels"]
+
+
+def test_the_allocator_asks_and_is_asked_at_addresses_that_exist() -> None:
+    found = {(one["kind"], one["metadata"]["name"]): one["spec"] for one in read_manifests()}
+    [container] = found["Deployment", "cloudcomplete-allocator"]["template"]["spec"]["containers"]
+    arguments = parse(container["args"])
+    assert arguments.object == "default/cloudcomplete"
+    assert load_settings(None, arguments.set).allocator.max_replicas == 24
+    assert found["ScaledObject", "cloudcomplete"]["maxReplicaCount"] == 24
+    [trigger] = found["ScaledObject", "cloudcomplete"]["triggers"]
+    for address, port in ((trigger["metadata"]["scalerAddress"], 50052), (arguments.metrics[0], 9090)):
+        place = urlsplit(address if "//" in address else f"//{address}")
+        name, namespace, kind = str(place.hostname).split(".")
+        assert (namespace, kind, place.port) == ("default", "svc", port)
+        [ports] = found["Service", name]["ports"]
+        assert ports["port"] == port
+    assert arguments.listen.endswith(":50052")
+    [server] = found["Deployment", "cloudcomplete"]["template"]["spec"]["containers"]
+    assert load_settings(None, [server["args"][-1]]).server.metrics_port == 9090
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Return what the command would read; unknown options end the test."""
+    parser = argparse.ArgumentParser()
+    assert words[0] == allocator_command.NAME
+    allocator_command.add_arguments(parser)
+    return parser.parse_args(words[1:])
