@@ -157,6 +157,7 @@ class Controller:
             self._penalty = self._config.penalty_intervals
 
     def _observe(self, live: LiveState, time_s: float) -> Observation:
+        features: Any = self._forecaster.features(self._capacity, time_s)
         return Observation(
             rate=_one(live.rate),
             throughput=_one(live.throughput),
@@ -165,7 +166,7 @@ class Controller:
             warming=_one(live.warming),
             late_share=_one(live.late_share),
             capacity=_one(self._capacity),
-            features=self._forecaster.features(self._capacity, time_s),
+            features=features,
         )
 
     def _reload(self) -> None:

@@ -75,7 +75,8 @@ class FleetEnv(gymnasium.Env[NDArray[np.float32], np.int64]):
         seen = self._fleet.seen._replace(features=self._traffic(failing=1.0).features)
         self._fleet = self._fleet._replace(seen=seen)
         self._wanted, self._memory, state = _describe(self._base, self._memory, seen)
-        return np.clip(np.asarray(state[0]), -_BOUND, _BOUND)
+        clipped: NDArray[np.float32] = np.clip(np.asarray(state[0]), -_BOUND, _BOUND)
+        return clipped
 
     def _traffic(self, *, failing: float) -> Traffic:
         interval_s = self._arena.rules.interval_s

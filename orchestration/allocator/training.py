@@ -50,6 +50,8 @@ _TURNS = 2
 _DRIVING = {"caution": 1.0, "hold": 2.0, "adapt": 0.0}
 _CHECK_SEEDS = (0, 1, 2)
 _SAFETY = 0.002
+_LEAST_GAIN = 0.002
+"""Of the cost, by which PPO's policy has to be better: less is chance."""
 _SPENT_SHARE = 0.7
 """Of the windows that may be missed: what caution that is learned while it runs aims at."""
 _EPOCHS = 12
@@ -93,7 +95,8 @@ def train(
     improved, updates = _improve(environment, weights, budget_s, 1 - attainment, on_progress)
     tried = _check(arena, improved, check, attainment)
     on_progress(f"PPO: {tried[0]}, {tried[1]:.1f} replica-hours, attains {tried[2]:.4f} where checked")
-    takes = tried[2] >= attainment and (tried[1] < imitated[1] or imitated[2] < attainment)
+    least = imitated[1] * (1 - _LEAST_GAIN)
+    takes = tried[2] >= attainment and (tried[1] < least or imitated[2] < attainment)
     taken, (setting, _, _) = (improved, tried) if takes else (weights, imitated)
     return Outcome(
         weights=taken._replace(setting={key: jnp.float32(value) for key, value in setting.items()}),
