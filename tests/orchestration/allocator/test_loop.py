@@ -130,7 +130,7 @@ def test_no_request_of_a_bursty_trace_is_lost_while_replicas_come_and_go(tmp_pat
     record = tmp_path / "telemetry.jsonl"
     settings = "interval_s=1 cold_start_s=1 capacity=8 margin=0 keep=0 hold=0 max_replicas=3 cooldown_intervals=0"
     settings = " ".join(f"allocator.{setting}" for setting in settings.split()) + f" allocator.telemetry={record}"
-    # Fewer programs to compile; what is known already is no work; none is refused for being slow, so a failure is a loss.
+    # Few programs to compile; what is known already is no work; none is refused for being slow: a failure is a loss.
     settings += " engine.max_context=128 engine.num_slots=2 engine.drafts=false engine.prefix_store_mb=0"
     settings += " engine.max_slowdown=0 cache.is_enabled=false server.prefetch=false"
     options = [str(MODEL), "--allocator", "shadow", *(word for one in settings.split() for word in ("--set", one))]
