@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format proto structure starter loadtest bench chaos clean
+.PHONY: help demo test test-long check format proto structure starter loadtest bench chaos clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -23,6 +23,9 @@ TEST_PROCESSES ?= 2
 
 test: $(INSTALLED) ## run the tests, in TEST_PROCESSES processes
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
+test-long: $(INSTALLED) ## run the tests that take minutes: four processes, a fleet under bursts, a policy retrained
+	$(BIN)/python -m pytest -m long
 
 check: $(INSTALLED) ## lint, format, types, layers
 	$(BIN)/ruff check .

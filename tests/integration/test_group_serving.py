@@ -1,6 +1,6 @@
 """A group of processes serves one model, each with its part of it; one that is lost is not the end.
 
-Four processes, which take long on few cores, run with `pytest -m four_processes`.
+Four processes, which take long on few cores, run with `pytest -m long`.
 """
 
 import os
@@ -128,7 +128,7 @@ def test_a_group_survives_the_loss_of_a_process_and_none_survives_that_of_leader
         wait_until_gone(follower_again, timeout_s=10)
 
 
-@pytest.mark.parametrize("num_processes", [2, pytest.param(4, marks=pytest.mark.four_processes)])
+@pytest.mark.parametrize("num_processes", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_a_group_serves_a_partition_as_one_device_serves_the_model(
     num_processes: int, compile_cache: Path, tmp_path: Path, expected: str
 ) -> None:

@@ -125,6 +125,7 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long
 def test_no_request_of_a_bursty_trace_is_lost_while_replicas_come_and_go(tmp_path: Path) -> None:
     """`cloudcomplete serve --allocator shadow` on a tiny model: bursts need three replicas, the calm after them one."""
     record = tmp_path / "telemetry.jsonl"

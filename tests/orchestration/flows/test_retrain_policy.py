@@ -42,6 +42,7 @@ def run(**parameters: Any) -> dict[str, Any]:
     return dict(asyncio.run(retrain_policy.fn(**parameters)))
 
 
+@pytest.mark.long
 def test_telemetry_becomes_a_policy_that_is_judged_on_what_came_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
