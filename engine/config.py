@@ -21,8 +21,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_waiting: int = 256
     """Requests that may wait for a slot; one more is refused."""
     max_slowdown: float = 2.0
-    """Interactive requests are refused as long as they would be slower than this times what they are alone (95th
-    percentiles); 0: only `max_waiting` bounds them."""
+    """Interactive requests are refused as long as they would be slower than this times what they would be alone;
+    0: only `max_waiting` bounds them."""
     unhurried_s: float = 0.1
     """Seconds below which no request counts as slow."""
     prefill_chunk: int = 256

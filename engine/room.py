@@ -3,7 +3,7 @@
 Counting places does not bound a wait: 16 prompts at once make each take six times as long and more. So what is bounded
 is how long requests take, against how long they take alone: of the interactive ones in hand, at most one in twenty may
 need more than `max_slowdown` times what they would alone, in the time to their first token or to their end. What a
-request would take alone follows from its size, by 95th percentiles over those that had the engine to themselves: of
+request would take alone follows from its size, by medians over those that had the engine to themselves: of
 seconds to the first token for each prompt token computed, and of seconds from there for each token generated. The
 number that may be in hand follows from that, by feedback: every request that was late makes it smaller, every one that
 was not, while it was full, makes it a nineteenth of that larger, so that it settles where one in twenty is late
@@ -18,6 +18,7 @@ entered and not left. Not thread-safe: the engine holds its lock.
 """
 
 import math
+import statistics
 from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
@@ -86,8 +87,7 @@ class Room:
         """Return from when on the first token and the end of a request of this size are late."""
         first_s = total_s = self._guess_s
         if len(self._alone) >= _FEWEST_ALONE:
-            rank = math.ceil((1 - SHARE_LATE) * len(self._alone)) - 1
-            prompt_token_s, new_token_s = (sorted(rates)[rank] for rates in zip(*self._alone, strict=True))
+            prompt_token_s, new_token_s = map(statistics.median, zip(*self._alone, strict=True))
             first_s = prompt_token_s * _num_computed(usage)
             total_s = first_s + new_token_s * max(1, usage.num_generated_tokens)
         return max(self._unhurried_s, self._max_slowdown * first_s), max(
