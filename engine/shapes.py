@@ -13,9 +13,6 @@ MAX_SCORED = 8
 """Most tokens of a row whose successor is chosen in one step: a draft of 7 and the token before it."""
 
 
-_ROOMY = 64
-
-
 class Shape(NamedTuple):
     """One program: `rows` x `width` tokens, and a chunk of `chunk` tokens of one more sequence; either may be 0."""
 
@@ -54,12 +51,8 @@ class ShapeFamily(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def mixed_chunk_buckets(self) -> tuple[int, ...]:
-        """Chunks beside rows: a small one that hardly delays them, and the largest.
-
-        48 and not 64: at 64 the slowest gaps of the rows were 3.4 times their usual ones (`docs/decisions/0009`).
-        """
-        small = self.chunk_buckets[len(self.chunk_buckets) // 4]
-        return tuple(sorted({small * 3 // 4 if small >= _ROOMY else small, self.chunk_buckets[-1]}))
+        """Chunks beside rows: a small one that hardly delays them, and the largest."""
+        return tuple(sorted({self.chunk_buckets[len(self.chunk_buckets) // 4], self.chunk_buckets[-1]}))
 
     def shapes(self) -> list[Shape]:
         """Return all shapes."""
