@@ -73,7 +73,9 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
             "is_unchanged": dense == sparse,
         })  # fmt: skip
         if len(results) % 20 == 0:
-            on_progress(f"{len(results)} of {len(asked)}: {summarise(results)}")
+            found = summarise(results)
+            exact = " and ".join(f"{found[f'exact_match_{mode}']:.3f}" for mode in ("dense", "sparse"))
+            on_progress(f"{len(results)} of {len(asked)}: exact {exact}, unchanged {found['unchanged']:.2f}")
     stats = bench.engine.stats()
     headline: dict[str, float] = {"rows": float(len(results)), **summarise(results)}
     headline["kept_blocks"] = stats.num_kept_blocks / max(1, stats.num_visible_blocks)
@@ -92,7 +94,7 @@ def summarise(results: list[dict[str, Any]]) -> dict[str, float]:
     picks = np.random.default_rng(0).integers(0, len(table), (_BOOTSTRAPS, len(table)))
     means = np.stack([table[:, i][picks].mean(1) for i in range(len(names))])
     relative = means[1] / np.maximum(means[0], 1e-9) - 1
-    dense, sparse, dense_similarity, sparse_similarity, unchanged = table.mean(0)
+    dense, sparse, dense_similarity, sparse_similarity, unchanged = table.mean(0).tolist()
     return {
         "exact_match_dense": dense,
         "exact_match_sparse": sparse,
