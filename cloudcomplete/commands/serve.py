@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
     def load(on_progress: app.Report) -> CompletionEngine:
         on_progress("loading JAX")
         if has_allocator:
-            pass  # here, since it takes seconds
+            import orchestration.allocator.loop  # noqa: F401, so that its seconds are spent before serving
         from engine.loader import load_leader, load_replicas
 
         if member is not None:
