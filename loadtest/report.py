@@ -138,7 +138,18 @@ def check_writable(path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write any value as indented JSON, whole or not at all; raises ReportError."""
-    write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n", what="the results")
+    write_bytes(
+        path, msgspec.json.format(msgspec.json.encode(value, enc_hook=_plain), indent=2) + b"\n", what="the results"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Return NumPy's numbers as Python's, since a run of minutes must not end at its last step."""
+    import numpy as np
+
+    if isinstance(value, np.generic):
+        return value.item()
+    raise NotImplementedError(f"{type(value).__name__} has no place in a result")
 
 
 def write_bytes(path: Path, data: bytes, *, what: str) -> None:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from loadtest.errors import ReportError
@@ -181,3 +182,8 @@ def test_errors_are_told_by_how_often_they_came_and_the_rare_ones_counted() -> N
     assert notes[:2] == ["error, lost: 3 x gone", "error, busy: 1 x gone"]
     assert notes[5:] == ["errors of 2 more kinds"]
     assert error_notes([]) == []
+
+
+def test_numbers_of_numpy_are_written_as_any_others(tmp_path: Path) -> None:
+    write_json(tmp_path / "out.json", {"share": np.float64(0.5), "rows": [np.int64(3)]})
+    assert json.loads((tmp_path / "out.json").read_text()) == {"share": 0.5, "rows": [3]}
