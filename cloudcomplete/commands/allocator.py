@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-import msgspec
-
 NAME = "allocator"
 SUMMARY = "train, evaluate and run what decides how many replicas run"
 DESCRIPTION = (
@@ -118,6 +116,8 @@ def _scale(arguments: argparse.Namespace) -> None:
     import logging
     import signal
     import sys
+
+    import msgspec
 
     from cloudcomplete.config import load_settings
     from orchestration.allocator.errors import ScalerError
