@@ -66,7 +66,8 @@ def make_benches(
 
     `shapes` names them, each a model directory or a shape that gets random weights; `choices` are fields of the
     engine's configuration. Drafts are off unless chosen, so that a step is one token, and nothing
-    is refused for being late. `widths`: tokens per row of the programs, where the engine's own are not what is measured.
+    is refused for being late. `widths`: tokens per row of the programs, where the engine's own are not what is
+    measured.
     """
     tokenizer = Tokenizer.from_directory(STARTER)
     template = msgspec.structs.replace(FimTemplate.detect(tokenizer), stop_ids=())
