@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import psutil
 
 from loadtest.benchmarks.served import serving, typing_trace
 from loadtest.benchmarks.typing_load import load_trace, type_once
@@ -23,11 +22,13 @@ _LEAST_ROUNDS = 3
 
 def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Type other stretches of the history again and again; after each, read latency and resident memory."""
-    trace = load_trace(typing_trace())
+    import psutil  # of the extra `loadtest`; the other benchmarks do without
+
+    trace, length_s = load_trace(typing_trace()), _seconds()
     rows: list[dict[str, Any]] = []
     with serving() as served:
         process, began_s = psutil.Process(served.pid), time.monotonic()
-        while (passed_s := time.monotonic() - began_s) < _seconds() or len(rows) < _LEAST_ROUNDS:
+        while (passed_s := time.monotonic() - began_s) < length_s or len(rows) < _LEAST_ROUNDS:
             found = type_once(trace, served.address, users=_USERS, keystrokes=_KEYSTROKES, seed=len(rows))
             rows.append(
                 {
