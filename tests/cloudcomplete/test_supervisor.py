@@ -9,11 +9,17 @@ from collections.abc import Iterator
 
 import pytest
 
-WAITING = "import os, signal, sys; print(sys.argv[2], os.getppid(), os.getpid(), flush=True); signal.pause()"
+# Each line is one write: of what `print` writes in pieces, as it does unbuffered, two processes make one line.
+WAITING = """
+import os, signal, sys
+os.write(1, f"{sys.argv[2]} {os.getppid()} {os.getpid()}\\n".encode())
+signal.pause()
+"""
 SUPERVISE = f"""
-import sys
+import os, sys
 from cloudcomplete.supervisor import Supervisor
-sys.exit(Supervisor([sys.executable, "-c", {WAITING!r}], 2, report=lambda line: print(line, flush=True)).run())
+command = [sys.executable, "-c", {WAITING!r}]
+sys.exit(Supervisor(command, 2, report=lambda line: os.write(1, line.encode() + b"\\n")).run())
 """
 
 
