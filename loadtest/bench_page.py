@@ -62,6 +62,7 @@ _AIMS: dict[str, tuple[str, float]] = {
     "first_text_p50_ms": ("<=", 30.0),
     "first_text_p95_ms": ("<=", 200.0),
     "answered_without_model_share": (">=", 0.5),
+    "known_answer_p95_within_ms": ("<=", 5.0),
     "prefetch_hit_share": (">=", 0.3),
     "prefetch_wasted_token_share": ("<=", 0.5),
     "accepts_continued_without_model_share": (">=", 0.5),

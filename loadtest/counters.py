@@ -5,12 +5,13 @@ of a llama.cpp server that was started with `--metrics`. What is read is of all 
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 from urllib.parse import urlsplit
 
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from loadtest.dialects import OPEN_TIMEOUT_S
 from loadtest.errors import CountersError
@@ -54,6 +55,7 @@ _AHEAD = (
     "accepts_continued_without_model",
 )
 """Counters of this product's work ahead, less `cloudcomplete_` and `_total`."""
+_KNOWN_ANSWERS = "cloudcomplete_known_answer_seconds_bucket"
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,18 +67,28 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that it had in hand."""
     ahead: dict[str, int] = {}
     """What it did ahead of requests, by `_AHEAD`; empty where a server does not tell."""
+    known_answers: dict[float, int] = {}
+    """Answers that it had, by the seconds within which they left it; empty where a server does not tell."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a page of metrics; raises ValueError when nothing in it tells what was computed."""
-        samples = {
-            sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples
-        }
+        all_samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        samples = {sample.name: sample.value for sample in all_samples}
         for names in _KNOWN:
             if all(name in samples for name in (*names.computed, *names.open)):
                 computed = [_exact(samples, name, is_rounded=names.is_rounded) for name in names.computed]
                 num_open = sum(int(samples[name]) for name in names.open)
-                return cls(num_computed_tokens=sum(computed), num_open=num_open, ahead=_ahead(text))
+                return cls(
+                    num_computed_tokens=sum(computed),
+                    num_open=num_open,
+                    ahead=_ahead(all_samples),
+                    known_answers={
+                        float(sample.labels["le"]): int(sample.value)
+                        for sample in all_samples
+                        if sample.name == _KNOWN_ANSWERS
+                    },
+                )
         raise ValueError("no counters of computed tokens in it")
 
 
@@ -137,6 +149,8 @@ class ComputedTokens:
         self.count: int | None = None
         self.ahead: dict[str, int] = {}
         """What the server did ahead of requests meanwhile, as in `Reading`."""
+        self.known_answers: dict[float, int] = {}
+        """Answers that the server had meanwhile, as in `Reading`."""
         self.problem = "" if source is not None else "no metrics of the server to read; see --metrics"
 
     async def begin(self) -> None:
@@ -160,16 +174,26 @@ class ComputedTokens:
         else:
             self.count, self.problem = count, ""
             self.ahead = {name: number - self._before.ahead.get(name, 0) for name, number in after.ahead.items()}
+            before = self._before.known_answers
+            self.known_answers = {
+                bound_s: number - before.get(bound_s, 0) for bound_s, number in after.known_answers.items()
+            }
+
+    def known_answer_s(self, percent: float) -> float | None:
+        """Return the least bound in s within which `percent` of the answers that the server had left it, if any."""
+        counts = sorted(self.known_answers.items())
+        if not counts or not counts[-1][1]:
+            return None
+        return next(bound_s for bound_s, count in counts if count >= percent / 100 * counts[-1][1])
 
 
-def _ahead(text: str) -> dict[str, int]:
-    """Return the sums of the counters of work ahead over their labels; empty when the page has none."""
+def _ahead(samples: Iterable[Sample]) -> dict[str, int]:
+    """Return the sums of the counters of work ahead over their labels; empty when there are none."""
     sums: dict[str, int] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            name = sample.name.removeprefix("cloudcomplete_").removesuffix("_total")
-            if name in _AHEAD and sample.name == f"cloudcomplete_{name}_total":
-                sums[name] = sums.get(name, 0) + int(sample.value)
+    for sample in samples:
+        name = sample.name.removeprefix("cloudcomplete_").removesuffix("_total")
+        if name in _AHEAD and sample.name == f"cloudcomplete_{name}_total":
+            sums[name] = sums.get(name, 0) + int(sample.value)
     return sums
 
 

@@ -19,6 +19,8 @@ def assemble(replay: Replay, verification: Verification | None, *, command: str)
     if (count := replay.computed_tokens.count) is not None and replay.num_asked:
         headline["tokens_computed_per_keystroke"] = count / replay.num_asked
     headline |= _ahead_shares(replay.computed_tokens.ahead)
+    if (bound_s := replay.computed_tokens.known_answer_s(95)) is not None:
+        headline["known_answer_p95_within_ms"] = bound_s * 1e3
     headline["replay_cpu_per_keystroke_ms"] = _per_keystroke_ms(replay.typing_cpu_s, outcomes)
     headline["process_cpu_per_keystroke_ms"] = _per_keystroke_ms(replay.cpu_s, outcomes)
     if verification is not None:

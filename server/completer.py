@@ -120,6 +120,8 @@ class Completer:
                         if output.finish is not None:
                             shown = generation.text[num_typed:]
                             self._note_answer(tenant, name, generation.source, shown, is_accept=is_accept)
+                            if found is None and generation.source != "model":
+                                self._metrics.observe_known_answer(loop.time() - began_s)
                             if session is not None:
                                 leaving.callback(
                                     self.prefetcher.plan, session, request, sampling, tenant, shown, num_typed

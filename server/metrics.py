@@ -48,7 +48,7 @@ class Metrics:
         )
         self._known_answer = Histogram(
             f"{PREFIX}known_answer_seconds",
-            "From a request's arrival to its answer, of those that its session had",
+            "From a request's arrival to its answer, of those that its session or a tier of the cache had",
             buckets=KNOWN_ANSWER_BUCKETS_S,
             registry=self.registry,
         )

@@ -1,6 +1,7 @@
 """Settings shared by all tests."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Compile each program once: half of what the tests take otherwise. Processes that tests start share it."""
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_kept(config, "compiled"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+    # A job in the background ignores interrupts, and so would the processes that tests start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

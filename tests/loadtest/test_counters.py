@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from math import inf
 
 import pytest
 
@@ -9,6 +10,7 @@ from loadtest import counters
 from loadtest.counters import ComputedTokens, CounterSource, Reading
 from loadtest.errors import CountersError
 from server.client import Client
+from server.metrics import KNOWN_ANSWER_BUCKETS_S
 from tests.loadtest.llama_double import LlamaDouble, whole
 from tests.server.counting_engine import CountingEngine
 from tests.server.in_process_server import InProcessServer
@@ -61,7 +63,8 @@ def test_this_products_counters_are_read() -> None:
         client.complete("78", max_tokens=3)
         reading = asyncio.run(CounterSource(f"http://127.0.0.1:{port}/metrics").read_idle())
     ahead = dict.fromkeys(("prefetch_tokens", "prefetch_used_tokens", "accepts", "accepts_continued_without_model"), 0)
-    assert reading == Reading(num_computed_tokens=5, num_open=0, ahead=ahead)
+    nothing = dict.fromkeys((*KNOWN_ANSWER_BUCKETS_S, float("inf")), 0)
+    assert reading == Reading(num_computed_tokens=5, num_open=0, ahead=ahead, known_answers=nothing)
 
 
 def test_counters_of_work_ahead_are_added_up_over_their_labels() -> None:
@@ -69,6 +72,22 @@ def test_counters_of_work_ahead_are_added_up_over_their_labels() -> None:
     page = "".join(f"{name} 3\n" for name in (*names, "cloudcomplete_num_requests_running"))
     page += 'cloudcomplete_prefetches_total{kind="key"} 4\ncloudcomplete_prefetches_total{kind="accept"} 1\n'
     assert Reading.parse(page) == Reading(num_computed_tokens=3, num_open=6, ahead={"prefetches": 5})
+
+
+def test_answers_that_the_server_had_are_told_by_the_bound_that_covers_them() -> None:
+    before = Reading(num_computed_tokens=0, num_open=0, known_answers={0.001: 2, 0.005: 2, inf: 2})
+    after = Reading(num_computed_tokens=0, num_open=0, known_answers={0.001: 95, 0.005: 101, inf: 102})
+    readings = iter((before, after))
+
+    class Source(CounterSource):
+        async def read_idle(self) -> Reading:
+            return next(readings)
+
+    computed = ComputedTokens(Source("http://127.0.0.1:1"))
+    assert computed.known_answer_s(95) is None
+    asyncio.run(computed.begin())
+    asyncio.run(computed.end())
+    assert [computed.known_answer_s(percent) for percent in (93, 95, 99, 100)] == [0.001, 0.005, 0.005, inf]
 
 
 def test_llamas_counters_are_added_up() -> None:

@@ -46,6 +46,7 @@ def test_a_question_asked_again_is_answered_from_memory(rig: Rig) -> None:
     assert first == (expected_text("7", 8), "model")
     assert ask(rig, "x = 7", after="\n", path="a.py") == (first[0], "memory")
     assert len(rig.engine.seen) == 1
+    assert rig.metrics.registry.get_sample_value("cloudcomplete_known_answer_seconds_count") == 1
 
 
 @pytest.mark.parametrize(
