@@ -10,13 +10,14 @@ DESCRIPTION = (
     "policy on the last 40 %. A trace is a CSV file, plain or gzip, of requests "
     "(TIMESTAMP,ContextTokens,GeneratedTokens) or of rates (client,window_start_s,requests_per_s,interarrival_cv). "
     "scaler: read servers' metrics, decide each interval, and answer KEDA's external-scaler protocol until SIGTERM; "
-    "for replicas of one process there is `cloudcomplete serve --allocator`."
+    "for replicas of one process there is `cloudcomplete serve --allocator`. calibrate: ask a server for about half a "
+    "minute and write its step times, which `--model`, `allocator.steps` and `retrain-policy steps=` read."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    actions = parser.add_subparsers(metavar="train | evaluate | scaler", required=True, dest="action")
+    actions = parser.add_subparsers(metavar="train | evaluate | calibrate | scaler", required=True, dest="action")
     for name, text in (("train", "learn a policy"), ("evaluate", "compare policies on the test stretch")):
         action = actions.add_parser(name, help=text, description=text, allow_abbrev=False)
         action.add_argument("--trace", metavar="F", type=Path, required=True, help="recorded traffic")
@@ -32,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--model", metavar="F", type=Path, help="JSON of step times (`StepTimes`); default: assumed ones"
         )
         action.add_argument("--json", metavar="OUT", type=Path, help="also write the result to OUT")
+    calibrate = actions.add_parser("calibrate", help="measure a server's step times", allow_abbrev=False)
+    calibrate.add_argument("model", metavar="MODEL", nargs="?", help="what to serve; default: the starter model")
+    calibrate.add_argument("--server", metavar="ADDR", help="a server that nobody else uses; default: one of its own")
+    calibrate.add_argument("--out", metavar="F", type=Path, required=True, help="where the step times go, as JSON")
     scaler = actions.add_parser("scaler", help="tell KEDA how many replicas", allow_abbrev=False)
     scaler.add_argument(
         "--metrics",
@@ -44,10 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scaler.add_argument(
         "--object", metavar="NAMESPACE/NAME", default="default/cloudcomplete", help="the ScaledObject that is sized"
     )
-    scaler.add_argument("--config", metavar="F", type=Path, help="TOML file; its section [allocator]")
-    scaler.add_argument(
-        "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override one setting; may be repeated"
-    )
+    for action in (calibrate, scaler):
+        action.add_argument("--config", metavar="F", type=Path, help="TOML file of settings")
+        action.add_argument(
+            "--set", metavar="SECTION.KEY=VALUE", action="append", default=[], help="override a setting"
+        )
     actions.choices["train"].add_argument(
         "--out", metavar="DIR", type=Path, required=True, help="where the policy goes"
     )
@@ -61,9 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, evaluate or scale; raises AllocatorError, SettingsError or ReportError."""
+    """Train, evaluate, calibrate or scale; raises AllocatorError, OwnServerError, SettingsError or ReportError."""
     if arguments.action == "scaler":
         _scale(arguments)
+        return
+    if arguments.action == "calibrate":
+        _calibrate(arguments)
         return
     from loadtest import report
     from orchestration.allocator import checkpoint, retraining
@@ -109,6 +118,31 @@ def run(arguments: argparse.Namespace) -> None:
     print(report.describe(result))
     if arguments.json is not None:
         report.write_json(arguments.json, result)
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from contextlib import ExitStack
+
+    import msgspec
+
+    from cloudcomplete.config import load_settings
+    from cloudcomplete.foretelling import calibrate_server
+    from cloudcomplete.own_server import OwnServer, serve_command
+    from loadtest import report
+
+    report.check_writable(arguments.out)
+    num_slots = load_settings(arguments.config, arguments.set).engine.num_slots
+    with ExitStack() as stack:
+        address = arguments.server
+        if address is None:
+            options = [arguments.model] if arguments.model else []
+            options += ["--config", str(arguments.config)] if arguments.config else []
+            for setting in (*arguments.set, "engine.max_slowdown=0"):  # nothing may be refused for being late
+                options += ["--set", setting]
+            address = stack.enter_context(OwnServer(serve_command(options))).address
+        calibration = calibrate_server(address, num_slots=num_slots, on_progress=print)
+    arguments.out.write_bytes(msgspec.json.format(msgspec.json.encode(calibration.steps)) + b"\n")
+    print(f"{calibration.steps}; half of the times measured within {calibration.median_error:.1%}")
 
 
 def _scale(arguments: argparse.Namespace) -> None:

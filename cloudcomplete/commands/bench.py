@@ -36,12 +36,16 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.fail(f"expected one benchmark, got {len(words)}: {' '.join(words)}")
     if arguments.json is not None:
         report.check_writable(arguments.json)
+    from cloudcomplete import foretelling
     from loadtest.benchmarks.registry import BENCHMARKS as MEASURED
     from loadtest.benchmarks.registry import Benchmark
     from orchestration.allocator import cartpole
 
     learner = Benchmark(name="cartpole", summary="whether the allocator's learner learns", measure=cartpole.measure)
-    BENCHMARKS = {**MEASURED, learner.name: learner}
+    foretell = Benchmark(
+        name="foretell", summary="a server's latency over what the simulators foretell", measure=foretelling.measure
+    )
+    BENCHMARKS = {**MEASURED, learner.name: learner, foretell.name: foretell}
     if not words:
         for name, benchmark in BENCHMARKS.items():
             print(f"{name:<12}{benchmark.summary}")

@@ -1,52 +1,70 @@
 """One replica, request by request and step by step: the obvious simulation, and the oracle of `simulator.py`.
 
-Requests come one by one, wait for a slot, prefill whole prompts in steps beside the rows that decode, and leave when
-their tokens are written. Nothing is averaged; it is slow.
+Requests come one by one, wait for a slot, and prefill as the engine's scheduler lets them: one prompt at a time, in
+chunks, smaller ones beside rows that decode. They leave when their tokens are written. Nothing is averaged; it is slow.
 """
 
 from collections import deque
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from orchestration.allocator.service import StepTimes
 
 
-def first_token_s(
-    times_s: NDArray[np.float64],
-    prompts: NDArray[Any],
-    outputs: NDArray[Any],
-    steps: StepTimes,
-    *,
-    tokens_per_step: int = 4096,
-) -> NDArray[np.float64]:
-    """Return the time to the first token of each request; `prompts` are the tokens that must be computed."""
+class Course(NamedTuple):
+    """What became of requests: [requests] seconds since each one's arrival, and the work that was done until then.
+
+    Work is counted from the beginning of the run, [requests, 3]: steps, rows in them, prompt tokens in them.
+    """
+
+    first_s: NDArray[np.float64]
+    """To its first token."""
+    end_s: NDArray[np.float64]
+    first_work: NDArray[np.float64]
+    end_work: NDArray[np.float64]
+
+
+def follow(times_s: ArrayLike, prompts: ArrayLike, outputs: ArrayLike, steps: StepTimes) -> Course:
+    """Follow requests that come at ascending times; `prompts` are the tokens that must be computed."""
+    times, prompt, output = (np.asarray(values, np.float64) for values in (times_s, prompts, outputs))
     waiting: deque[int] = deque()
-    running: dict[int, float] = {}
-    first = np.zeros(len(times_s))
+    prefilling: dict[int, float] = {}
+    """Prompt tokens left, of the longest-waiting first."""
+    decoding: dict[int, float] = {}
+    """Tokens left."""
+    course = Course(*(np.zeros((len(times), *shape)) for shape in ((), (), (3,), (3,))))
     now, coming = 0.0, 0
-    while coming < len(times_s) or waiting or running:
-        while coming < len(times_s) and times_s[coming] <= now:
+    num_steps, num_rows, num_tokens = 0, 0, 0.0
+    while coming < len(times) or waiting or prefilling or decoding:
+        while coming < len(times) and times[coming] <= now:
             waiting.append(coming)
             coming += 1
-        if not waiting and not running:
-            now = float(times_s[coming])
+        if not (waiting or prefilling or decoding):
+            now = float(times[coming])
             continue
-        prefilled, tokens = list[int](), 0.0
-        while waiting and len(running) + len(prefilled) < steps.num_slots:
-            if prefilled and tokens + prompts[waiting[0]] > tokens_per_step:
-                break
+        while waiting and len(prefilling) + len(decoding) < steps.num_slots:
             number = waiting.popleft()
-            prefilled.append(number)
-            tokens += prompts[number]
-        now += steps.base_s + steps.row_s * len(running) + steps.token_s * tokens
-        for number in list(running):
-            running[number] -= 1
-            if running[number] <= 0:
-                del running[number]
-        for number in prefilled:
-            first[number] = now - times_s[number] + steps.overhead_s
-            if outputs[number] > 1:
-                running[number] = float(outputs[number]) - 1
-    return first
+            prefilling[number] = max(prompt[number], 1.0)
+        chosen = next(iter(prefilling), None)
+        chunk = 0.0
+        if chosen is not None:
+            chunk = min(prefilling[chosen], steps.beside_tokens if decoding else steps.chunk_tokens)
+        num_steps, num_rows, num_tokens = num_steps + 1, num_rows + len(decoding), num_tokens + chunk
+        now += steps.base_s + steps.row_s * len(decoding) + steps.token_s * chunk
+        work = num_steps, num_rows, num_tokens
+        written = list(decoding)
+        if chosen is not None:
+            prefilling[chosen] -= chunk
+            if prefilling[chosen] <= 0:
+                del prefilling[chosen]
+                decoding[chosen] = max(output[chosen], 1.0)
+                written.append(chosen)
+                course.first_s[chosen], course.first_work[chosen] = now - times[chosen] + steps.overhead_s, work
+        for number in written:
+            decoding[number] -= 1
+            if decoding[number] <= 0:
+                del decoding[number]
+                course.end_s[number], course.end_work[number] = now - times[number] + steps.overhead_s, work
+    return course

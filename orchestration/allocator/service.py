@@ -1,8 +1,8 @@
 """What one replica can do: the step-time model of continuous batching, and what requests ask of it.
 
-A step that decodes `b` rows and prefills `p` prompt tokens takes `base_s + row_s * b + token_s * p`. From that and from
-the mean request follow the rate that a replica sustains, and the time to the first token when nothing waits. Knows no
-time series and no fleet.
+A step that decodes `b` rows and prefills `p` prompt tokens takes `base_s + row_s * b + token_s * p`. Prompts are
+computed one at a time, in chunks: large ones while nothing else runs, small ones beside rows, so that those are not
+held up. From that and from the mean request follows the rate that a replica sustains. Knows no time series, no fleet.
 """
 
 from pathlib import Path
@@ -29,6 +29,10 @@ class StepTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Of each request, outside the steps: parsing, tokenizing, the way back."""
     num_slots: int = 16
     """Sequences that run at once."""
+    chunk_tokens: int = 256
+    """Prompt tokens of a step at most, while no row decodes,"""
+    beside_tokens: int = 64
+    """and beside rows."""
 
 
 def read_steps(path: Path | None) -> StepTimes:
@@ -60,9 +64,13 @@ class Service(NamedTuple):
     capacity: Any
     """Requests per second that one replica sustains."""
     prefill_s: Any
-    """Device time of a mean prompt."""
+    """Device time of a mean prompt's tokens, without the steps that they are part of."""
+    chunks: Any
+    """Steps that it takes alone,"""
+    beside_chunks: Any
+    """and beside rows."""
     prompt_scv: Any
-    """Squared coefficient of variation of that time."""
+    """Squared coefficient of variation of a prompt's time."""
     base_s: Any
     row_s: Any
     decode_tokens: Any
@@ -72,13 +80,21 @@ class Service(NamedTuple):
 
 
 def describe_service(steps: StepTimes, workload: Workload) -> Service:
-    """Join step times and workload; the capacity is where all slots decode all of the time that prefill leaves."""
+    """Join step times and workload.
+
+    At capacity there is always a prompt to compute. It shares its steps with the rows of those before it; as many steps
+    as a request writes tokens, if its prompt is that long, and the rest of the prompt goes alone.
+    """
     decode_tokens = workload.output_tokens * (1 - workload.cancelled_share / 2)
-    prefill_s = workload.prompt_tokens * (1 - workload.reuse_share) * steps.token_s
-    decode_s = decode_tokens * (steps.base_s + steps.row_s * steps.num_slots) / steps.num_slots
+    prompt_tokens = workload.prompt_tokens * (1 - workload.reuse_share)
+    prefill_s, beside_chunks = prompt_tokens * steps.token_s, prompt_tokens / steps.beside_tokens
+    shared = max(min(beside_chunks, decode_tokens), decode_tokens / steps.num_slots)
+    alone = max(prompt_tokens - shared * steps.beside_tokens, 0) / steps.chunk_tokens
     return Service(
-        capacity=1 / (prefill_s + decode_s),
+        capacity=1 / (prefill_s + decode_tokens * steps.row_s + steps.base_s * (shared + alone)),
         prefill_s=prefill_s,
+        chunks=prompt_tokens / steps.chunk_tokens + 0.5,
+        beside_chunks=beside_chunks,
         prompt_scv=workload.prompt_cv**2,
         base_s=steps.base_s,
         row_s=steps.row_s,

@@ -13,8 +13,8 @@ it have their first token within `slo_s`; a window without requests is attained.
 Waiting inside a fleet is a fluid: arrivals beyond what the replicas sustain wait, first come first served; who would
 wait longer than `deadline_s` is dropped, and counts as late. To that comes the wait that chance makes inside a second:
 behind another's prompt, an M/G/1 queue on each replica (Pollaczek-Khinchine), and for a slot, an M/M/slots queue
-(Sakasegawa's approximation); both have nearly exponential tails. `request_simulator.py` follows every single request
-instead, and is the oracle of this file.
+(Sakasegawa's approximation); both have nearly exponential tails. A prompt takes longer while others decode (`Pace`).
+`request_simulator.py` follows every single request instead, and is the oracle of this file.
 """
 
 from collections.abc import Callable
@@ -39,6 +39,8 @@ _POINTS = (0.25, 0.75)
 """Where in a second its arrivals are taken to come."""
 _MAX_LOAD = 0.9
 """Above this load the wait is the fluid's; the formulas of steady queues have a pole at 1."""
+_ROUNDS = 5
+"""More change nothing any more."""
 
 
 class FleetRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -135,25 +137,54 @@ class Traffic(NamedTuple):
     """[intervals, fleets, features] what the forecaster knows before the interval."""
 
 
-def wait_tail(service: Service, rate: Array) -> tuple[Array, Array]:
-    """Return (chance to wait, mean wait of those who do in s) on a replica that gets `rate` requests per second."""
-    prompt_load = jnp.minimum(rate * service.prefill_s, _MAX_LOAD)
-    load = jnp.minimum(rate / service.capacity, _MAX_LOAD)
-    prompt_wait = service.prefill_s * (1 + service.prompt_scv) / 2 / (1 - prompt_load)
+class Pace(NamedTuple):
+    """How a replica works at a rate, in the mean."""
+
+    prompt_s: Any
+    """From a prompt's turn to its first token."""
+    prompt_load: Any
+    """Share of time in which a prompt is computed."""
+    rows: Any
+    """Sequences that decode,"""
+    busy: Any
+    """and the chance that there is any."""
+    step_s: Any
+    """A step without a chunk, beside which a prompt has to stand."""
+
+
+def find_pace(service: Service, rate: Array) -> Pace:
+    """Return the pace of a replica that gets `rate` requests per second.
+
+    Rows make prompts slow, since those stand beside them in small chunks, and prompts make rows slow; so it is found by
+    going round a few times.
+    """
+    alone_s = service.prefill_s + service.base_s * service.chunks
+    rows = busy = jnp.zeros_like(rate)
+    for _ in range(_ROUNDS):
+        step_s = service.base_s + service.row_s * jnp.maximum(rows, 1)
+        beside_s = service.prefill_s + step_s * service.beside_chunks
+        prompt_s = alone_s + busy * jnp.maximum(beside_s - alone_s, 0)
+        prompt_load = jnp.minimum(rate * prompt_s, _MAX_LOAD)
+        chunk_s = service.prefill_s / jnp.maximum(service.beside_chunks, 1)
+        rows = jnp.minimum(rate * service.decode_tokens * (step_s + chunk_s * prompt_load), service.num_slots)
+        busy = 1 - jnp.exp(-rows)
+    return Pace(prompt_s, prompt_load, rows, busy, step_s)
+
+
+def wait_tail(service: Service, pace: Pace) -> tuple[Array, Array]:
+    """Return (chance to wait, mean wait of those who do in s)."""
+    prompt_wait = pace.prompt_s * (1 + service.prompt_scv) / 2 / (1 - pace.prompt_load)
+    load = jnp.minimum(pace.rows / service.num_slots, _MAX_LOAD)
     slot_chance = load ** jnp.sqrt(2 * (service.num_slots + 1))
     slot_wait = 1 / (service.capacity * (1 - load))
-    chance = 1 - (1 - prompt_load) * (1 - slot_chance)
-    mean = (prompt_load * prompt_wait + slot_chance * slot_wait) / jnp.maximum(chance, 1e-9)
+    chance = 1 - (1 - pace.prompt_load) * (1 - slot_chance)
+    mean = (pace.prompt_load * prompt_wait + slot_chance * slot_wait) / jnp.maximum(chance, 1e-9)
     return chance, mean
 
 
-def unloaded_s(service: Service, rate: Array) -> Array:
-    """Return the mean time to the first token of a request that does not wait, on a replica that gets `rate`."""
-    left = 1 - rate * (service.prefill_s + service.decode_tokens * service.row_s)
-    rows = jnp.clip(rate * service.decode_tokens * service.base_s / jnp.maximum(left, 1e-3), 0, service.num_slots)
-    step_s = service.base_s + service.row_s * rows
-    # It comes in the middle of a step, of which there is one while anything runs; then its own prompt.
-    unloaded: Array = service.overhead_s + service.prefill_s + step_s * (1 + jnp.minimum(rows, 1) / 2)
+def unloaded_s(service: Service, pace: Pace) -> Array:
+    """Return the mean time to the first token of a request that does not wait; it comes in the middle of a step."""
+    unloaded: Array = service.overhead_s + pace.prompt_s + pace.busy * pace.step_s / 2
     return unloaded
 
 
@@ -294,9 +325,10 @@ def _seconds(
     kept = jnp.maximum(arrivals - dropped, 0)
     # Counts of single seconds go into the backlog; in the formulas of steady queues they would count twice.
     rate = jnp.minimum(arrivals.mean(0) / jnp.maximum(ready, 1e-3), service.capacity)[None]
-    chance, mean = wait_tail(service, rate)
-    unloaded = unloaded_s(service, rate)
-    own = jnp.maximum(jnp.minimum(jnp.sqrt(service.prompt_scv), 1) * service.prefill_s, 1e-5)
+    pace = find_pace(service, rate)
+    chance, mean = wait_tail(service, pace)
+    unloaded = unloaded_s(service, pace)
+    own = jnp.maximum(jnp.minimum(jnp.sqrt(service.prompt_scv), 1) * pace.prompt_s, 1e-5)
     late = dropped
     over = jnp.zeros((waiting.shape[0], num_edges))
     for point in _POINTS:
@@ -304,7 +336,7 @@ def _seconds(
         late = late + kept * tail(rules.slo_s - behind, own, chance, mean) / len(_POINTS)
         if num_edges:
             beyond = EDGES_S - behind[:, :, None]
-            share = tail(beyond, own[:, None], chance[:, :, None], mean[:, :, None])
+            share = tail(beyond, own[:, :, None], chance[:, :, None], mean[:, :, None])
             over = over + (kept[:, :, None] * share).sum(0) / len(_POINTS)
     sum_s = kept * (unloaded + (begins + ends) / 2 + chance * mean)
     return waiting, served, late.sum(0), dropped.sum(0), sum_s.sum(0), over

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from orchestration.allocator.baselines import STATIC
-from orchestration.allocator.request_simulator import first_token_s
 from orchestration.allocator.service import StepTimes, Workload, describe_service
 from orchestration.allocator.simulator import (
     FleetRules,
@@ -13,7 +12,6 @@ from orchestration.allocator.simulator import (
     Totals,
     Traffic,
     guard,
-    percentile_s,
     simulate,
 )
 
@@ -34,22 +32,6 @@ def run_static(counts: np.ndarray, replicas: float, rules: FleetRules = RULES) -
         rules, STATIC.decide, {"replicas": ready}, ready, SERVICE, make_traffic(counts), ready, has_histogram=True
     )
     return totals
-
-
-@pytest.mark.parametrize("load", [0.2, 0.6])
-def test_mean_and_p95_are_those_of_the_simulation_request_by_request(load: float) -> None:
-    rng = np.random.default_rng(7)
-    rate = load * SERVICE.capacity
-    times = np.cumsum(rng.exponential(1 / rate, int(rate * 3000)))
-    duration = int(times[-1]) // 60 * 60
-    times = times[times < duration]
-    prompts = rng.exponential(WORKLOAD.prompt_tokens * (1 - WORKLOAD.reuse_share), len(times))
-    outputs = np.full(len(times), WORKLOAD.output_tokens)
-    exact = first_token_s(times, prompts, outputs, STEPS)
-    totals = run_static(np.bincount(times.astype(int), minlength=duration), 1.0)
-    assert float(totals.requests[0]) == len(times)
-    assert float(totals.sum_s[0] / totals.requests[0]) == pytest.approx(exact.mean(), rel=0.15)
-    assert percentile_s(totals, 95)[0] == pytest.approx(np.percentile(exact, 95), rel=0.15)
 
 
 def test_a_replica_serves_a_cold_start_after_the_decision_and_is_paid_from_it() -> None:
