@@ -55,7 +55,9 @@ def calibrate(bursts: Sequence[Sequence[Sample]], *, num_slots: int) -> Calibrat
             work = _count_work(bursts, steps)
             found, residual = nnls(work / measured[:, None], np.ones(len(measured)))
             if residual < least:
-                times = dict(zip(("base_s", "row_s", "token_s", "overhead_s"), map(float, found), strict=True))
+                times = dict(
+                    zip(("base_s", "row_s", "token_s", "pair_s", "overhead_s"), map(float, found), strict=True)
+                )
                 error = float(np.median(np.abs(work @ found / measured - 1)))
                 best = Calibration(msgspec.structs.replace(steps, **times), error, len(samples))
                 least = residual
@@ -69,12 +71,12 @@ def calibrate(bursts: Sequence[Sequence[Sample]], *, num_slots: int) -> Calibrat
 
 
 def _count_work(bursts: Sequence[Sequence[Sample]], steps: StepTimes) -> NDArray[np.float64]:
-    """Return [2 * requests, 4] steps, rows, tokens and ways there and back, until each first token and each end."""
+    """Return [2 * requests, 5]: the work until each first token and each end, and one way there and back."""
     counted = []
     for burst in bursts:
         prompts, outputs = ([getattr(one, name) for one in burst] for name in ("prompt_tokens", "output_tokens"))
         course = follow(np.zeros(len(burst)), prompts, outputs, steps)
-        counted.append(np.stack([course.first_work, course.end_work], axis=1).reshape(-1, 3))
+        counted.append(np.stack([course.first_work, course.end_work], axis=1).reshape(-1, 4))
     work = np.concatenate(counted)
     return np.concatenate([work, np.ones((len(work), 1))], axis=1)
 

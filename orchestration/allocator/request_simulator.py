@@ -16,7 +16,8 @@ from orchestration.allocator.service import StepTimes
 class Course(NamedTuple):
     """What became of requests: [requests] seconds since each one's arrival, and the work that was done until then.
 
-    Work is counted from the beginning of the run, [requests, 3]: steps, rows in them, prompt tokens in them.
+    Work is counted from the beginning of the run, [requests, 4]: steps, and in them rows, prompt tokens, and pairs of a
+    prompt token and one before it.
     """
 
     first_s: NDArray[np.float64]
@@ -29,14 +30,15 @@ class Course(NamedTuple):
 def follow(times_s: ArrayLike, prompts: ArrayLike, outputs: ArrayLike, steps: StepTimes) -> Course:
     """Follow requests that come at ascending times; `prompts` are the tokens that must be computed."""
     times, prompt, output = (np.asarray(values, np.float64) for values in (times_s, prompts, outputs))
+    prompt, output = np.maximum(prompt, 1), np.maximum(output, 1)
     waiting: deque[int] = deque()
     prefilling: dict[int, float] = {}
     """Prompt tokens left, of the longest-waiting first."""
     decoding: dict[int, float] = {}
     """Tokens left."""
-    course = Course(*(np.zeros((len(times), *shape)) for shape in ((), (), (3,), (3,))))
+    course = Course(*(np.zeros((len(times), *shape)) for shape in ((), (), (4,), (4,))))
     now, coming = 0.0, 0
-    num_steps, num_rows, num_tokens = 0, 0, 0.0
+    num_steps, num_rows, num_tokens, num_pairs = 0, 0, 0.0, 0.0
     while coming < len(times) or waiting or prefilling or decoding:
         while coming < len(times) and times[coming] <= now:
             waiting.append(coming)
@@ -46,20 +48,22 @@ def follow(times_s: ArrayLike, prompts: ArrayLike, outputs: ArrayLike, steps: St
             continue
         while waiting and len(prefilling) + len(decoding) < steps.num_slots:
             number = waiting.popleft()
-            prefilling[number] = max(prompt[number], 1.0)
+            prefilling[number] = prompt[number]
         chosen = next(iter(prefilling), None)
-        chunk = 0.0
+        chunk = pairs = 0.0
         if chosen is not None:
             chunk = min(prefilling[chosen], steps.beside_tokens if decoding else steps.chunk_tokens)
-        num_steps, num_rows, num_tokens = num_steps + 1, num_rows + len(decoding), num_tokens + chunk
-        now += steps.base_s + steps.row_s * len(decoding) + steps.token_s * chunk
-        work = num_steps, num_rows, num_tokens
+            pairs = chunk * (prompt[chosen] - prefilling[chosen] + chunk / 2)
+        now += steps.base_s + steps.row_s * len(decoding) + steps.token_s * chunk + steps.pair_s * pairs
+        num_steps, num_rows = num_steps + 1, num_rows + len(decoding)
+        num_tokens, num_pairs = num_tokens + chunk, num_pairs + pairs
+        work = num_steps, num_rows, num_tokens, num_pairs
         written = list(decoding)
         if chosen is not None:
             prefilling[chosen] -= chunk
             if prefilling[chosen] <= 0:
                 del prefilling[chosen]
-                decoding[chosen] = max(output[chosen], 1.0)
+                decoding[chosen] = output[chosen]
                 written.append(chosen)
                 course.first_s[chosen], course.first_work[chosen] = now - times[chosen] + steps.overhead_s, work
         for number in written:

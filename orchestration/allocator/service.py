@@ -1,6 +1,7 @@
 """What one replica can do: the step-time model of continuous batching, and what requests ask of it.
 
-A step that decodes `b` rows and prefills `p` prompt tokens takes `base_s + row_s * b + token_s * p`. Prompts are
+A step that decodes `b` rows and prefills `p` prompt tokens takes `base_s + row_s * b + token_s * p`, and `pair_s` for
+each pair of one of those tokens and one that stands before it, which is what attention costs. Prompts are
 computed one at a time, in chunks: large ones while nothing else runs, small ones beside rows, so that those are not
 held up. From that and from the mean request follows the rate that a replica sustains. Knows no time series, no fleet.
 """
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from orchestration.allocator.errors import TelemetryError
 
@@ -24,7 +26,9 @@ class StepTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     row_s: float = 0.0004
     """More for each sequence that decodes."""
     token_s: float = 0.00005
-    """More for each prompt token."""
+    """More for each prompt token,"""
+    pair_s: float = 0.0
+    """and for each token of that prompt before it."""
     overhead_s: float = 0.004
     """Of each request, outside the steps: parsing, tokenizing, the way back."""
     num_slots: int = 16
@@ -64,7 +68,7 @@ class Service(NamedTuple):
     capacity: Any
     """Requests per second that one replica sustains."""
     prefill_s: Any
-    """Device time of a mean prompt's tokens, without the steps that they are part of."""
+    """Mean device time of a prompt's tokens, without the steps that they are part of."""
     chunks: Any
     """Steps that it takes alone,"""
     beside_chunks: Any
@@ -87,7 +91,8 @@ def describe_service(steps: StepTimes, workload: Workload) -> Service:
     """
     decode_tokens = workload.output_tokens * (1 - workload.cancelled_share / 2)
     prompt_tokens = workload.prompt_tokens * (1 - workload.reuse_share)
-    prefill_s, beside_chunks = prompt_tokens * steps.token_s, prompt_tokens / steps.beside_tokens
+    beside_chunks = prompt_tokens / steps.beside_tokens
+    prefill_s, prompt_scv = _prefill(steps, workload)
     shared = max(min(beside_chunks, decode_tokens), decode_tokens / steps.num_slots)
     alone = max(prompt_tokens - shared * steps.beside_tokens, 0) / steps.chunk_tokens
     return Service(
@@ -95,10 +100,23 @@ def describe_service(steps: StepTimes, workload: Workload) -> Service:
         prefill_s=prefill_s,
         chunks=prompt_tokens / steps.chunk_tokens + 0.5,
         beside_chunks=beside_chunks,
-        prompt_scv=workload.prompt_cv**2,
+        prompt_scv=prompt_scv,
         base_s=steps.base_s,
         row_s=steps.row_s,
         decode_tokens=decode_tokens,
         num_slots=float(steps.num_slots),
         overhead_s=steps.overhead_s,
     )
+
+
+def _prefill(steps: StepTimes, workload: Workload) -> tuple[float, float]:
+    """Return mean and squared coefficient of variation of what a prompt's tokens take.
+
+    That is a multiple of its length and one of its square; sizes of prompts are taken to have a gamma distribution.
+    """
+    linear = steps.token_s * (1 - workload.reuse_share)
+    square = steps.pair_s * (1 - workload.reuse_share**2) / 2  # what is reused is still attended to
+    first, second, third, fourth = np.cumprod(workload.prompt_tokens * (1 + workload.prompt_cv**2 * np.arange(4)))
+    mean = linear * first + square * second
+    mean_square = linear**2 * second + 2 * linear * square * third + square**2 * fourth
+    return float(mean), float(mean_square / mean**2 - 1) if mean else 0.0

@@ -15,7 +15,7 @@ from orchestration.allocator.request_simulator import follow
 from orchestration.allocator.service import StepTimes, read_steps
 from tests.cloudcomplete.shell import Shell
 
-STEPS = StepTimes(base_s=0.003, row_s=0.0002, token_s=0.00003, overhead_s=0.004, num_slots=4)
+STEPS = StepTimes(base_s=0.003, row_s=0.0002, token_s=0.00003, pair_s=1e-8, overhead_s=0.004, num_slots=4)
 ADDRESS = "127.0.0.1:9"
 
 

@@ -10,7 +10,14 @@ from orchestration.allocator.request_simulator import follow
 from orchestration.allocator.service import StepTimes
 
 STEPS = StepTimes(
-    base_s=0.0021, row_s=0.00013, token_s=0.000041, overhead_s=0.0057, chunk_tokens=512, beside_tokens=128, num_slots=6
+    base_s=0.0021,
+    row_s=0.00013,
+    token_s=0.000041,
+    pair_s=3e-8,
+    overhead_s=0.0057,
+    chunk_tokens=512,
+    beside_tokens=128,
+    num_slots=6,
 )
 
 
@@ -42,8 +49,8 @@ def test_noise_moves_them_little() -> None:
     found = calibrate(measure(STEPS, noise=0.05), num_slots=6)
     assert 0.01 < found.median_error < 0.06
     assert (found.steps.chunk_tokens, found.steps.beside_tokens) == (512, 128)
-    for name in ("base_s", "row_s", "token_s", "overhead_s"):
-        assert getattr(found.steps, name) == pytest.approx(getattr(STEPS, name), rel=0.15), name
+    for name in ("base_s", "row_s", "token_s", "pair_s", "overhead_s"):
+        assert getattr(found.steps, name) == pytest.approx(getattr(STEPS, name), rel=0.2), name
 
 
 def test_measurements_that_cannot_be_explained_or_do_not_suffice_are_refused() -> None:
