@@ -126,8 +126,8 @@ def choose_arrivals(steps: StepTimes, load: float, seconds: float) -> list[Arriv
             f"{count} requests would come in {seconds:g} s at {load:.0%} load; expected {_LEAST_REQUESTS} to "
             f"{len(arrivals)}: set {_LENGTH} to other seconds"
         )
-    pace = seconds / max(arrivals[count - 1].at_s, 1e-3)
-    return [Arrival(one.at_s * pace, *size) for one, size in zip(arrivals[:count], sizes, strict=False)]
+    scale = seconds / max(arrivals[count - 1].at_s, 1e-3)
+    return [Arrival(one.at_s * scale, *size) for one, size in zip(arrivals[:count], sizes, strict=False)]
 
 
 def _draw() -> list[Arrival]:

@@ -19,6 +19,7 @@ from orchestration.allocator.service import StepTimes
 
 _LEAST_REQUESTS = 20
 _CHUNKS = (32, 64, 128, 256, 512, 1024, 2048)
+_TIMES = ("base_s", "row_s", "token_s", "pair_s", "overhead_s")
 _MOST_ERROR = 0.3
 """A median beyond this says that the model is not this server's."""
 
@@ -55,9 +56,7 @@ def calibrate(bursts: Sequence[Sequence[Sample]], *, num_slots: int) -> Calibrat
             work = _count_work(bursts, steps)
             found, residual = nnls(work / measured[:, None], np.ones(len(measured)))
             if residual < least:
-                times = dict(
-                    zip(("base_s", "row_s", "token_s", "pair_s", "overhead_s"), map(float, found), strict=True)
-                )
+                times = dict(zip(_TIMES, map(float, found), strict=True))
                 error = float(np.median(np.abs(work @ found / measured - 1)))
                 best = Calibration(msgspec.structs.replace(steps, **times), error, len(samples))
                 least = residual

@@ -13,7 +13,7 @@ it have their first token within `slo_s`; a window without requests is attained.
 Waiting inside a fleet is a fluid: arrivals beyond what the replicas sustain wait, first come first served; who would
 wait longer than `deadline_s` is dropped, and counts as late. To that comes the wait that chance makes inside a second:
 behind another's prompt, an M/G/1 queue on each replica (Pollaczek-Khinchine), and for a slot, an M/M/slots queue
-(Sakasegawa's approximation); both have nearly exponential tails. A prompt takes longer while others decode (`Pace`).
+(Sakasegawa's approximation); both have nearly exponential tails. A prompt takes longer while others decode (`Load`).
 `request_simulator.py` follows every single request instead, and is the oracle of this file.
 """
 
@@ -137,8 +137,8 @@ class Traffic(NamedTuple):
     """[intervals, fleets, features] what the forecaster knows before the interval."""
 
 
-class Pace(NamedTuple):
-    """How a replica works at a rate, in the mean."""
+class Load(NamedTuple):
+    """How busy a replica is at a rate, in the mean."""
 
     prompt_s: Any
     """From a prompt's turn to its first token."""
@@ -152,8 +152,8 @@ class Pace(NamedTuple):
     """A step without a chunk, beside which a prompt has to stand."""
 
 
-def find_pace(service: Service, rate: Array) -> Pace:
-    """Return the pace of a replica that gets `rate` requests per second.
+def find_load(service: Service, rate: Array) -> Load:
+    """Return how busy a replica is that gets `rate` requests per second.
 
     Rows make prompts slow, since those stand beside them in small chunks, and prompts make rows slow; so it is found by
     going round a few times.
@@ -168,23 +168,23 @@ def find_pace(service: Service, rate: Array) -> Pace:
         chunk_s = service.prefill_s / jnp.maximum(service.beside_chunks, 1)
         rows = jnp.minimum(rate * service.decode_tokens * (step_s + chunk_s * prompt_load), service.num_slots)
         busy = 1 - jnp.exp(-rows)
-    return Pace(prompt_s, prompt_load, rows, busy, step_s)
+    return Load(prompt_s, prompt_load, rows, busy, step_s)
 
 
-def wait_tail(service: Service, pace: Pace) -> tuple[Array, Array]:
+def wait_tail(service: Service, load: Load) -> tuple[Array, Array]:
     """Return (chance to wait, mean wait of those who do in s)."""
-    prompt_wait = pace.prompt_s * (1 + service.prompt_scv) / 2 / (1 - pace.prompt_load)
-    load = jnp.minimum(pace.rows / service.num_slots, _MAX_LOAD)
-    slot_chance = load ** jnp.sqrt(2 * (service.num_slots + 1))
-    slot_wait = 1 / (service.capacity * (1 - load))
-    chance = 1 - (1 - pace.prompt_load) * (1 - slot_chance)
-    mean = (pace.prompt_load * prompt_wait + slot_chance * slot_wait) / jnp.maximum(chance, 1e-9)
+    prompt_wait = load.prompt_s * (1 + service.prompt_scv) / 2 / (1 - load.prompt_load)
+    full = jnp.minimum(load.rows / service.num_slots, _MAX_LOAD)
+    slot_chance = full ** jnp.sqrt(2 * (service.num_slots + 1))
+    slot_wait = 1 / (service.capacity * (1 - full))
+    chance = 1 - (1 - load.prompt_load) * (1 - slot_chance)
+    mean = (load.prompt_load * prompt_wait + slot_chance * slot_wait) / jnp.maximum(chance, 1e-9)
     return chance, mean
 
 
-def unloaded_s(service: Service, pace: Pace) -> Array:
+def unloaded_s(service: Service, load: Load) -> Array:
     """Return the mean time to the first token of a request that does not wait; it comes in the middle of a step."""
-    unloaded: Array = service.overhead_s + pace.prompt_s + pace.busy * pace.step_s / 2
+    unloaded: Array = service.overhead_s + load.prompt_s + load.busy * load.step_s / 2
     return unloaded
 
 
@@ -325,10 +325,10 @@ def _seconds(
     kept = jnp.maximum(arrivals - dropped, 0)
     # Counts of single seconds go into the backlog; in the formulas of steady queues they would count twice.
     rate = jnp.minimum(arrivals.mean(0) / jnp.maximum(ready, 1e-3), service.capacity)[None]
-    pace = find_pace(service, rate)
-    chance, mean = wait_tail(service, pace)
-    unloaded = unloaded_s(service, pace)
-    own = jnp.maximum(jnp.minimum(jnp.sqrt(service.prompt_scv), 1) * pace.prompt_s, 1e-5)
+    load = find_load(service, rate)
+    chance, mean = wait_tail(service, load)
+    unloaded = unloaded_s(service, load)
+    own = jnp.maximum(jnp.minimum(jnp.sqrt(service.prompt_scv), 1) * load.prompt_s, 1e-5)
     late = dropped
     over = jnp.zeros((waiting.shape[0], num_edges))
     for point in _POINTS:
