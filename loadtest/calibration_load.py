@@ -13,7 +13,7 @@ from loadtest.timed_requests import TimedRequest, send
 class Burst(NamedTuple):
     """So many requests at once, all of one size."""
 
-    count: int
+    num_requests: int
     prompt_tokens: int
     output_tokens: int
 
@@ -32,9 +32,9 @@ async def measure_bursts(address: str, *, seed: int, on_progress: Callable[[str]
     bursts: list[list[TimedRequest]] = []
     first = num_unanswered = 0
     for number, burst in enumerate((*_WARM_UP, *_ROUND * _NUM_ROUNDS)):
-        arrivals = [Arrival(0.0, burst.prompt_tokens, burst.output_tokens)] * burst.count
+        arrivals = [Arrival(0.0, burst.prompt_tokens, burst.output_tokens)] * burst.num_requests
         requests = await send(address, arrivals, first=first, seed=seed)
-        first += burst.count
+        first += burst.num_requests
         if number < len(_WARM_UP):
             continue
         answered = [request for request in requests if not request.error]

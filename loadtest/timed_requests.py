@@ -15,6 +15,9 @@ from loadtest.users import describe
 from server.client import AsyncClient
 from server.errors import RequestFailedError
 
+_TIMEOUT_S = 300.0
+"""What takes long is measured, not given up."""
+
 
 class TimedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request, and what became of it."""
@@ -40,7 +43,7 @@ async def send(address: str, arrivals: Sequence[Arrival], *, first: int, seed: i
         for number, arrival in enumerate(arrivals)
     ]
     loop = asyncio.get_running_loop()
-    async with AsyncClient(address) as client, asyncio.TaskGroup() as tasks:
+    async with AsyncClient(address, timeout_s=_TIMEOUT_S) as client, asyncio.TaskGroup() as tasks:
         began_s = loop.time()
         asking = []
         for arrival, place in zip(arrivals, places, strict=True):
@@ -54,8 +57,9 @@ async def _ask(client: AsyncClient, place: Place, arrival: Arrival, *, began_s: 
     sent_s = loop.time()
     first_text_s: float | None = None
     try:
-        options = {"path": place.path, "max_tokens": arrival.num_output_tokens}
-        async with client.stream(place.before, place.after, **options) as stream:
+        async with client.stream(
+            place.before, place.after, path=place.path, max_tokens=arrival.num_output_tokens
+        ) as stream:
             async for _ in stream:
                 first_text_s = first_text_s or loop.time() - sent_s
     except RequestFailedError as error:

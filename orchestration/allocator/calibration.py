@@ -46,6 +46,8 @@ class Calibration(NamedTuple):
 
 def calibrate(bursts: Sequence[Sequence[Sample]], *, num_slots: int) -> Calibration:
     """Return the step times of a replica with so many slots that answered `bursts`; raises TelemetryError."""
+    # Which of those sent together came to the engine first is seen from their first tokens.
+    bursts = [sorted(burst, key=lambda sample: sample.first_s) for burst in bursts]
     samples = [sample for burst in bursts for sample in burst]
     _check(bursts, samples)
     measured = np.array([[sample.first_s, sample.end_s] for sample in samples]).ravel()

@@ -33,12 +33,13 @@ from orchestration.allocator.service import Service
 WINDOW_S = 60
 LATE_SHARE = 0.05
 """A window with a larger share of late requests is missed: the SLO is about p95."""
-EDGES_S = np.geomspace(0.005, 20.0, 40).astype(np.float32)
+EDGES_S = np.geomspace(0.005, 60.0, 45).astype(np.float32)
 """Times to the first token at which the distribution is kept."""
 _POINTS = (0.25, 0.75)
 """Where in a second its arrivals are taken to come."""
-_MAX_LOAD = 0.9
-"""Above this load the wait is the fluid's; the formulas of steady queues have a pole at 1."""
+_MAX_LOAD = 0.6
+"""Above this load what comes on top is the backlog's, which has the counts of single seconds: the formulas of steady
+queues have a pole at 1, and no burst lasts long enough for what they say there."""
 _ROUNDS = 5
 """More change nothing any more."""
 
@@ -323,8 +324,10 @@ def _seconds(
     served = (begins + arrivals - ends - dropped).sum(0)
     begins, ends = begins / capacity, ends / capacity
     kept = jnp.maximum(arrivals - dropped, 0)
-    # Counts of single seconds go into the backlog; in the formulas of steady queues they would count twice.
-    rate = jnp.minimum(arrivals.mean(0) / jnp.maximum(ready, 1e-3), service.capacity)[None]
+    # The rate that the mean request sees. Without the "- 1", which takes the request itself out of its second, chance
+    # would count twice: for a Poisson process this is its rate (mean crowding, Lloyd 1967).
+    seen = (arrivals * jnp.maximum(arrivals - 1, 0)).sum(0) / jnp.maximum(arrivals.sum(0), 1)
+    rate = jnp.minimum(seen / jnp.maximum(ready, 1e-3), service.capacity)[None]
     load = find_load(service, rate)
     chance, mean = wait_tail(service, load)
     unloaded = unloaded_s(service, load)
