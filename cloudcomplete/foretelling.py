@@ -25,7 +25,7 @@ from orchestration.allocator.foretelling import Asked, foretell_by_fluid, forete
 from orchestration.allocator.service import StepTimes, Workload, describe_service
 
 _TRACE, _LENGTH = "CLOUDCOMPLETE_ARRIVALS", "CLOUDCOMPLETE_FORETELL_S"
-_SECONDS = 80.0
+_SECONDS = 90.0
 _LOADS = (0.25, 0.5)
 _CALIBRATION_SEED = 1
 """Of the places asked about; those of the loads are others."""
@@ -151,4 +151,4 @@ def read_seconds() -> float:
             return seconds
     except ValueError:
         pass
-    raise RunError(f"{_LENGTH} is {named!r}; expected seconds above 0, such as 80")
+    raise RunError(f"{_LENGTH} is {named!r}; expected seconds above 0, such as 90")

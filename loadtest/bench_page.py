@@ -17,6 +17,7 @@ _TITLES = {
     "ablation": "What each part is worth",
     "rivals": "Beside llama.cpp's server",
     "bursts": "Bursts and overload",
+    "foretell": "A server beside what the allocator's simulators foretell of it",
     "soak": "Soak",
     "faults": "Faults under load",
     "replay-sveltecomponent": "Typing, one user: an editing history of a Svelte component",
@@ -36,6 +37,8 @@ _AIMS: dict[str, tuple[str, float]] = {
     "overload_first_text_p95_over_unloaded": ("<=", 2.0),
     "overload_whole_p95_over_unloaded": ("<=", 2.0),
     "idle_sessions_mb": ("<=", 500.0),
+    "largest_error_by_requests": ("<=", 0.15),
+    "largest_error_by_fluid": ("<=", 0.15),
     # the engine
     "tokens_computed_p50": ("<=", 16.0),
     "time_over_cold_p50": ("<=", 0.1),

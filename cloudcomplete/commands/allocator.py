@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--attainment", metavar="X", type=float, default=0.99, help="share of minutes (default 0.99)"
         )
         action.add_argument(
-            "--model", metavar="F", type=Path, help="JSON of step times (`StepTimes`); default: assumed ones"
+            "--model", metavar="F", type=Path, help="step times that `calibrate` wrote; default: assumed ones"
         )
         action.add_argument("--json", metavar="OUT", type=Path, help="also write the result to OUT")
     calibrate = actions.add_parser("calibrate", help="measure a server's step times", allow_abbrev=False)

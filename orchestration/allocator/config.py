@@ -28,7 +28,7 @@ class AllocatorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Requests per second that one replica sustains; 0: what `steps` and an assumed mean request come to. A promoted
     policy brings its own."""
     steps: str = ""
-    """JSON file of measured step times (`orchestration.allocator.service.StepTimes`); empty: assumed ones."""
+    """JSON file of step times, as `cloudcomplete allocator calibrate` writes it; empty: assumed ones."""
     policy_dir: str = ""
     """Directory of the promoted policy, read again whenever it is replaced; empty: the baseline alone decides."""
     kill_switch: str = ""

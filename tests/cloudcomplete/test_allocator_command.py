@@ -54,7 +54,7 @@ def test_calibrate_writes_step_times_that_the_allocator_reads(
 @pytest.mark.parametrize(
     ("seconds", "message"),
     [
-        ("soon", "CLOUDCOMPLETE_FORETELL_S is 'soon'; expected seconds above 0, such as 80"),
+        ("soon", "CLOUDCOMPLETE_FORETELL_S is 'soon'; expected seconds above 0, such as 90"),
         ("0.1", r"requests would come in 0.1 s at 25% load; expected 20 to \d+: set CLOUDCOMPLETE_FORETELL_S to"),
     ],
 )
