@@ -106,21 +106,21 @@ INLINE void int8_tile(const product_t *p, int64_t row, int64_t panel, int column
   const uint8_t *x = p->quantised + row * p->in;
   const int8_t *w = (const int8_t *)p->panels + panel * p->in * PANEL + column * 4;
   const int64_t in = p->in;
-  ivec acc[TILE][4];
+  ivec acc[TILE][LONE_VECS];
 #pragma GCC unroll 6
   for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < vecs; j++) acc[i][j] = (ivec){0};
   for (int64_t k = 0; k < in; k += 4)
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int j = 0; j < vecs; j++)
         acc[i][j] = add_products(acc[i][j], x + i * in + k, w + k * PANEL + j * LANES * 4);
   int32_t sums[TILE * PANEL];
 #pragma GCC unroll 6
   for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < vecs; j++) *(ivec *)(sums + i * PANEL + j * LANES) = acc[i][j];
   write_scaled_rows(p, row, panel * PANEL + column, rows, vecs * LANES, sums);
 }
@@ -134,8 +134,9 @@ INLINE void int8_tile(const product_t *p, int64_t row, int64_t panel, int column
       const int64_t tiles = (end - first + TILE - 1) / TILE;                                                     \
       for (int64_t t = 0, row = first; t < tiles; t++) {                                                         \
         const int rows = (int)((end - row + tiles - t - 1) / (tiles - t));                                       \
-        for (int column = 0; column < PANEL; column += (rows < 3 ? 4 : VECS) * LANES) switch (rows) {            \
-            case 1: tile(p, row, panel, column, 1, 4); break;                                                    \
+        const int vecs = rows == 1 ? LONE_VECS : rows == 2 ? 4 : VECS;                                           \
+        for (int column = 0; column < PANEL; column += vecs * LANES) switch (rows) {                             \
+            case 1: tile(p, row, panel, column, 1, LONE_VECS); break;                                            \
             case 2: tile(p, row, panel, column, 2, 4); break;                                                    \
             case 3: tile(p, row, panel, column, 3, VECS); break;                                                 \
             case 4: tile(p, row, panel, column, 4, VECS); break;                                                 \

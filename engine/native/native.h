@@ -15,15 +15,19 @@
 #if defined(__AVX512F__)
 #define LANES 16
 #define VECS 4  // vectors per register tile: 6 x 4 sums in 32 registers
+#define LONE_VECS 4  // of a tile of one row: a whole line of a panel, or as much of it as registers hold
 #elif defined(__AVX2__)
 #define LANES 8
 #define VECS 2  // 6 x 2 sums in 16 registers
+#define LONE_VECS 8
 #elif defined(__aarch64__)
 #define LANES 4
 #define VECS 4
+#define LONE_VECS 8
 #else
 #define LANES 4
 #define VECS 2
+#define LONE_VECS 8
 #endif
 
 typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
@@ -49,25 +53,25 @@ static inline vec max_vec(vec a, vec b) {
 // a[i * a_row + k * a_step] * b[k][j], in the order of k; `adds`: to what out holds. Each b is loaded once per tile.
 INLINE void outer_tile(const float *a, int64_t a_row, int64_t a_step, const float *b, int64_t b_stride, int64_t depth, float *out,
                        int64_t out_stride, const int rows, const int vecs, const int adds) {
-  vec acc[TILE][4];
+  vec acc[TILE][LONE_VECS];
 #pragma GCC unroll 6
   for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < vecs; j++) acc[i][j] = adds ? *(const vec *)(out + i * out_stride + j * LANES) : splat(0);
   for (int64_t k = 0; k < depth; k++) {
-    vec y[4];
-#pragma GCC unroll 4
+    vec y[LONE_VECS];
+#pragma GCC unroll 8
     for (int j = 0; j < vecs; j++) y[j] = *(const vec *)(b + k * b_stride + j * LANES);
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++) {
       const vec x = splat(a[i * a_row + k * a_step]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int j = 0; j < vecs; j++) acc[i][j] += x * y[j];
     }
   }
 #pragma GCC unroll 6
   for (int i = 0; i < rows; i++)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int j = 0; j < vecs; j++) *(vec *)(out + i * out_stride + j * LANES) = acc[i][j];
 }
 

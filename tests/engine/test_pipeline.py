@@ -23,7 +23,7 @@ def run_on_virtual_devices(*arguments: str) -> list[dict[str, Any]]:
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.getcwd()}
     script = Path(__file__).with_name("mesh_check.py")
     done = subprocess.run(
-        [sys.executable, script, *arguments], env=environment, capture_output=True, text=True, timeout=280
+        [sys.executable, script, *arguments], env=environment, capture_output=True, text=True, timeout=800
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
