@@ -21,7 +21,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -97,7 +97,16 @@ def _convert(tree: dict[str, Any], origin: str) -> Settings:
         if unknown := _UNKNOWN.match(found["what"]):
             raise _unknown(origin, path, unknown["name"]) from None
         place = f"{path}: " if path else ""
-        raise SettingsError(f"{origin}: {place}{found['what']}") from None
+        raise SettingsError(f"{origin}: {place}{found['what']}{_choices(path)}") from None
+
+
+def _choices(path: str) -> str:
+    """Return what is expected of a setting with a few values; "" for others, whose errors name the type expected."""
+    section, _, name = path.partition(".")
+    for field in msgspec.structs.fields(getattr(Settings(), section, Settings())):
+        if name and field.name == name and get_origin(field.type) is Literal:
+            return f"; expected one of: {', '.join(get_args(field.type))}"
+    return ""
 
 
 def _unknown(origin: str, section: str, name: str) -> SettingsError:

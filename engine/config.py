@@ -4,6 +4,8 @@ from typing import Literal
 
 import msgspec
 
+from engine.types import BudgetMode
+
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one engine runs."""
@@ -27,6 +29,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Seconds below which no request counts as slow."""
     prefill_chunk: int = 256
     """Prompt tokens computed in one step, so that running sequences never wait for a whole prompt."""
+    budgets: BudgetMode = "fixed"
+    """How much a chunk may slow down running sequences, and how wide drafts may be: fixed: by rules and measured costs
+    alone; learned: within those, as it was found out while serving which values make people wait least."""
     drafts: bool = True
     """Verify text that is likely to come next, several tokens in one step, where that was measured to pay."""
     reuse_kv: bool = True

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 
+from engine.budgets import FixedBudgets
 from engine.costs import StepCosts, WidthCosts
 from engine.detokenizer import Detokenizer
 from engine.drafts.acceptance import Acceptance
@@ -62,12 +63,14 @@ class Engine:
         max_waiting: int,
         max_slowdown: float = 0.0,
         unhurried_s: float = 0.0,
+        budgets: FixedBudgets | None = None,
         identity: str = "",
     ) -> None:
         """`identity` names all that decides an answer besides the request; for the others see `EngineConfig`."""
         self.identity = identity
         self._runner, self._tokenizer, self._template = runner, tokenizer, template
         self.plan, self.costs, self._max_waiting = plan, costs, max_waiting
+        self._budgets = budgets or FixedBudgets()
         self._prefix_store = PrefixStore(plan.num_blocks)
         self._stop_ids = frozenset(template.stop_ids)
         self._acceptance, self._corpora = Acceptance(), Corpora(markers=self._stop_ids)
@@ -79,6 +82,7 @@ class Engine:
             prefix_store=self._prefix_store,
             drafting=self._drafting if plan.has_drafts else None,
             lengths=LengthController(self._acceptance, WidthCosts(costs, plan.shapes)),
+            budgets=self._budgets,
             reuses_kv=plan.reuses_kv,
         )
         self._lock = threading.Lock()
@@ -146,6 +150,7 @@ class Engine:
             num_sparse_choices=int(self._report.num_choices),
             sum_kept_mass=self._report.mass,
             num_sparse_fallbacks=dict(self._fallbacks),
+            num_budget_windows=dict(self._budgets.counts),
             **counts,
         )
 
@@ -291,7 +296,9 @@ class Engine:
             choices = self._runner.run(
                 run.shape, list(map(self._row, run.rows)), self._row(run.chunk) if run.chunk else None
             )
-            self.costs.note(run.shape, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            self.costs.note(run.shape, seconds)
+            self._budgets.note_step(time.monotonic(), seconds)
             if run.chunk and run.chunk.sequence.focus is not None:
                 self._note_sparse(run.chunk, self._runner.last_report)
             for planned, chosen in zip(run.all_rows, choices, strict=True):
@@ -324,8 +331,11 @@ class Engine:
     def _advance(self, planned: PlannedRow, choices: list[Choice]) -> None:
         """Take what a step computed for a sequence: its KV, and as many new tokens as the draft foretold, and one."""
         sequence, num_tokens, draft = planned
-        self._counts["computed_tokens"] += num_tokens if sequence.phase == "prefill" else 0
+        num_prompt_tokens = num_tokens if sequence.phase == "prefill" else 0
+        self._counts["computed_tokens"] += num_prompt_tokens
         sequence.num_computed += num_tokens
+        if sequence.num_pending or sequence.max_tokens == 0:
+            self._budgets.note_progress(sequence, num_prompt_tokens)
         if sequence.num_pending:  # the prompt goes on
             return
         if sequence.max_tokens == 0:  # a warming request: only its KV was wanted
@@ -335,6 +345,9 @@ class Engine:
         num_accepted = right.index(False) if False in right else len(right)
         self._counts["computed_tokens"] += 1 + len(draft.tokens)
         self._acceptance.record(draft, num_verified=len(right), num_accepted=num_accepted)
+        self._budgets.note_progress(
+            sequence, num_prompt_tokens, num_new_tokens=num_accepted + 1, num_drafted_tokens=len(right)
+        )
         text = ""
         for i, choice in enumerate(choices[: num_accepted + 1]):
             sequence.append(choice.token, choice.logit_gap)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 
+from engine.budgets import make_budgets
 from engine.config import EngineConfig
 from engine.costs import StepCosts
 from engine.engine import Engine
@@ -287,6 +288,7 @@ def warm_engine(
         max_waiting=config.max_waiting,
         max_slowdown=config.max_slowdown,
         unhurried_s=config.unhurried_s,
+        budgets=make_budgets(config.budgets, costs, plan.shapes, has_drafts=plan.has_drafts),
         identity=identity,
     )
 

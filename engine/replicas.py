@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from hashlib import blake2b
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -30,6 +30,8 @@ MakeEngine = Callable[[int], CompletionEngine]
 """(replica) -> a warm engine; blocks for seconds. Replicas are numbered from 0 and no number comes twice."""
 
 _GAUGES = ("num_slots", "num_running", "num_waiting", "num_stored_blocks")
+_BY_NAME = ("num_sparse_fallbacks", "num_budget_windows")
+"""Counters of several things, each by its name."""
 
 
 class ReplicaStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -297,11 +299,12 @@ def _counters(stats: EngineStats) -> EngineStats:
 
 def _sum(stats: list[EngineStats]) -> EngineStats:
     names = [field.name for field in msgspec.structs.fields(EngineStats)]
-    reasons: Counter[str] = Counter()
-    for one in stats:
-        reasons.update(one.num_sparse_fallbacks)
-    sums = {name: sum(getattr(one, name) for one in stats) for name in names if name != "num_sparse_fallbacks"}
-    sums["num_sparse_fallbacks"] = dict(reasons)
+    sums: dict[str, Any] = {}
+    for name in names:
+        if name in _BY_NAME:
+            sums[name] = dict(sum((Counter(getattr(one, name)) for one in stats), Counter()))
+        else:
+            sums[name] = sum(getattr(one, name) for one in stats)
     held = sum(one.kv_usage * one.num_slots for one in stats)
     usage = held / sums["num_slots"] if sums["num_slots"] else 0.0
     return EngineStats(**sums | {"kv_usage": usage, "max_context": max(one.max_context for one in stats)})

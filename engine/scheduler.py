@@ -9,8 +9,9 @@ Among equals tenants take turns: a slot goes to the one that has the fewest.
 
 **What a step computes.** One token of every sequence that decodes, and the draft behind it where that pays; the short
 tails of prompts, which is what a keystroke leaves, side by side as rows; and one chunk of the longest-waiting long
-prompt. While others decode, the chunk is the largest that makes a step at most `_STALL` times as slow as without it, so
-that running sequences never wait for a whole prompt and the prompt still comes on.
+prompt. While others decode, the chunk is the one with the most tokens per second of those that make a step no more
+slower than its budget (`budgets.py`) allows, so that running sequences never wait for a whole prompt and the prompt
+still comes on.
 
 Invariants (`check_integrity`): every sequence is waiting or running, never both; a running one holds one slot, a
 waiting one none; a sequence leaves in exactly one of the states finished, cancelled, failed.
@@ -23,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from engine.budgets import FixedBudgets
 from engine.costs import StepCosts
 from engine.drafts.drafting import Drafting
 from engine.drafts.lengths import LengthController
@@ -33,8 +35,6 @@ from engine.shapes import MAX_SCORED, Shape, ShapeFamily
 from engine.slots import SlotTable
 from engine.types import PRIORITIES, FinishReason, FinishState, Priority, Request
 
-_STALL = 2.5
-"""A step with a chunk may take so many times as long as the same step without it."""
 _UNHURRIED_CHUNK_S = 0.02
 """What a chunk of lower priority may take: so long can it delay a request that comes meanwhile."""
 
@@ -88,13 +88,14 @@ class Scheduler:
         prefix_store: PrefixStore,
         drafting: Drafting | None,
         lengths: LengthController,
+        budgets: FixedBudgets,
         reuses_kv: bool = True,
     ) -> None:
         """`drafting`: None for none; `reuses_kv`: whether prompts begin with what earlier ones left."""
         self._reuses_kv = reuses_kv
         self._slots = SlotTable(num_slots)
         self._shapes, self._costs, self._prefix_store = shapes, costs, prefix_store
-        self._drafting, self._lengths = drafting, lengths
+        self._drafting, self._lengths, self._budgets = drafting, lengths, budgets
         self._waiting: dict[Priority, deque[Sequence]] = {priority: deque() for priority in PRIORITIES}
         self._running: list[Sequence] = []
         self.num_preempted = 0
@@ -111,9 +112,11 @@ class Scheduler:
     def submit(self, sequence: Sequence) -> None:
         """Put a sequence at the end of its queue."""
         self._waiting[sequence.request.priority].append(sequence)
+        self._budgets.note_entered(sequence)
 
     def plan(self) -> StepPlan:
         """Admit waiting sequences into slots, then plan the next step; nothing in `runs` means nothing to do."""
+        self._budgets.begin_step()
         saves: list[BlockCopy] = []
         loads: list[BlockCopy] = []
         for priority in PRIORITIES:
@@ -134,6 +137,7 @@ class Scheduler:
             self._waiting[sequence.request.priority].remove(sequence)
         else:
             self._give_up_slot(sequence)
+        self._budgets.note_left(sequence)
         return Ended(sequence, state, reason, error)
 
     def end_all(self, state: FinishState, reason: FinishReason, error: str) -> list[Ended]:
@@ -234,10 +238,11 @@ class Scheduler:
     def _rows_run(self, rows: list[PlannedRow]) -> PlannedRun:
         """Return a run of these rows, and as much of their drafts as pays, or as fits beside a tail."""
         width = self._shapes.for_rows(len(rows), max(row.num_tokens for row in rows)).width
-        if width > 1 or self._lengths.wants_drafts(len(rows)):
+        widest = self._budgets.widest_draft(len(rows)) if width == 1 else None
+        if width > 1 or (widest != 1 and self._lengths.wants_drafts(len(rows))):
             rows = [row._replace(draft=self._draft(row.sequence)) for row in rows]
-        if width == 1:
-            width = self._lengths.choose_width([row.draft for row in rows])
+        if width == 1 and widest != 1:
+            width = self._lengths.choose_width([row.draft for row in rows], widest=widest)
         rows = [row._replace(draft=row.draft.first(width - row.num_tokens)) for row in rows]
         return PlannedRun(self._shapes.for_rows(len(rows), width), rows)
 
@@ -250,7 +255,8 @@ class Scheduler:
     def _chunk_run(self, rows: list[PlannedRow], long: Sequence) -> PlannedRun:
         """Return a run of the chunk with the most tokens per second that neither stalls the rows nor delays others."""
         if rows:
-            limit_s = _STALL * self._costs.seconds(self._shapes.for_rows(len(rows), 1))
+            stall = self._budgets.stall(len(rows))
+            limit_s = stall * self._costs.seconds(self._shapes.for_rows(len(rows), 1))
         else:
             limit_s = float("inf") if long.request.priority == PRIORITIES[0] else _UNHURRIED_CHUNK_S
         sizes = self._shapes.mixed_chunk_buckets if rows else self._shapes.chunk_buckets

@@ -14,6 +14,7 @@ FinishReason = Literal["stop", "length", "cancelled", "failed"]
 Priority = Literal["interactive", "speculative", "background"]
 
 SparseMode = Literal["auto", "on", "off"]
+BudgetMode = Literal["fixed", "learned"]
 
 PRIORITIES: tuple[Priority, ...] = ("interactive", "speculative", "background")
 """Highest first. Somebody waits for interactive work; speculative work may be asked for soon; background work keeps."""
@@ -157,6 +158,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """and the shares of attention that the blocks kept have by their scores, summed up over them: an estimate."""
     num_sparse_fallbacks: dict[str, int] = {}
     """Requests that should have been sparse and were dense, by the reason (`engine.model.block_sparse.Fallback`)."""
+    num_budget_windows: dict[str, int] = {}
+    """Windows of about a second in which learned budgets had some value, by `budget/context/value`
+    (`engine.budgets`)."""
     num_steps: int = 0
     num_recompiles: int = 0
     """Programs compiled after warm-up; anything but 0 is a defect."""

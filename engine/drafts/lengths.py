@@ -44,13 +44,14 @@ class LengthController:
             self._num_fruitless < _PATIENCE or self._saved_s >= self._probe_cost_s(num_rows)
         )
 
-    def choose_width(self, drafts: Sequence[Draft]) -> int:
+    def choose_width(self, drafts: Sequence[Draft], *, widest: int | None = None) -> int:
         """Return the width for one step; `drafts` has one entry a row, without tokens where there is no draft.
 
-        A width of w verifies the first w - 1 tokens of every draft. Call it at every decode step, whether or not
-        drafts were looked for.
+        A width of w verifies the first w - 1 tokens of every draft; none is above `widest`, if that is given. Call it
+        at every decode step in which drafts are allowed, whether or not they were looked for.
         """
-        num_rows, widths = len(drafts), self._costs.widths
+        num_rows = len(drafts)
+        widths = tuple(width for width in self._costs.widths if widest is None or width <= widest)
         promises = [self._acceptance.expected(draft) for draft in drafts if draft.tokens]
 
         def tokens_per_s(width: int) -> float:

@@ -114,5 +114,7 @@ def test_an_override_that_cannot_be_used_is_repeated_in_the_message(override: st
     assert refused_override(override) == message
 
 
-def test_a_wrong_choice_names_what_was_given() -> None:
-    assert refused_override("engine.dtype=int3").startswith("--set engine.dtype=int3: engine.dtype: Invalid enum value")
+def test_a_wrong_choice_names_what_was_given_and_what_could_be() -> None:
+    assert refused_override("engine.budgets=guessed") == (
+        "--set engine.budgets=guessed: engine.budgets: Invalid enum value 'guessed'; expected one of: fixed, learned"
+    )

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from engine import native
+from engine.budgets import FixedBudgets, make_budgets
 from engine.config import EngineConfig
 from engine.costs import StepCosts
 from engine.engine import Engine
@@ -16,7 +17,7 @@ from engine.model.config import ModelConfig
 from engine.plan import EnginePlan, resolve
 from engine.shapes import Shape
 from engine.tokenizer import Tokenizer
-from engine.types import Finish, Output
+from engine.types import BudgetMode, Finish, Output
 from tests.engine.counting_runner import CountingRunner
 
 TINY_MODEL = Path(__file__).parent.parent / "fixtures" / "models" / "tiny-llama"
@@ -106,19 +107,28 @@ def runner(ascii_ids: list[int]) -> CountingRunner:
 @pytest.fixture
 def make_engine(runner: CountingRunner, tokenizer: Tokenizer, template: FimTemplate) -> Callable[..., Engine]:
     def make(
-        *, max_waiting: int = 100, max_slowdown: float = 0.0, costs: dict[int, float] | None = None, **choices: Any
+        *,
+        max_waiting: int = 100,
+        max_slowdown: float = 0.0,
+        costs: dict[int, float] | None = None,
+        budgets: BudgetMode | FixedBudgets = "fixed",
+        **choices: Any,
     ) -> Engine:
         """`costs`: seconds of a step with a chunk of so many tokens; every other step takes 1 ms."""
         plan = make_plan(**choices)
         seconds = {shape: (costs or {}).get(shape.chunk, 1e-3) for shape in plan.shapes.shapes()}
+        known = FixedCosts(seconds)
+        if isinstance(budgets, str):
+            budgets = make_budgets(budgets, known, plan.shapes, has_drafts=plan.has_drafts)
         return Engine(
             runner=runner,
             tokenizer=tokenizer,
             template=template,
             plan=plan,
-            costs=FixedCosts(seconds),
+            costs=known,
             max_waiting=max_waiting,
             max_slowdown=max_slowdown,
+            budgets=budgets,
         )
 
     return make
