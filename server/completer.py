@@ -103,6 +103,7 @@ class Completer:
                 part = _rest(found.suggestion.generation, found.num_typed, name, is_ahead=is_first_use)
                 self._metrics.observe_first_token(loop.time() - began_s)
                 self._metrics.observe_known_answer(loop.time() - began_s)
+                self.prefetcher.budget.note_wait(loop.time() - began_s)
                 self._note_answer(tenant, name, part.source, part.text, is_accept=is_accept)
                 leaving.callback(self.prefetcher.plan, session, request, sampling, tenant, part.text, found.num_typed)
                 yield part
@@ -229,25 +230,30 @@ class Completer:
         await self._wait_submitted(generation)
         so_far, number = generation.read_so_far() if is_adopted else (None, 0)
         is_begun = False
-        while True:
-            if so_far is not None:
-                self._raise_unless_answer(generation, so_far)
-                rest = msgspec.structs.replace(so_far, text=so_far.text[num_typed:])
-                num_typed = max(0, num_typed - len(so_far.text))
-                if rest.text or rest.finish is not None:
-                    if not is_begun:
-                        self._metrics.observe_first_token(loop.time() - began_s)
-                        is_begun = True
-                    yield rest
-                if so_far.finish is not None:
-                    return
-            try:
-                async with asyncio.timeout_at(began_s + allowed_s):
-                    so_far, number = await generation.read(number)
-            except TimeoutError:
-                raise DeadlineError(
-                    f"the request did not end within {allowed_s:.3g} s; set a longer timeout, or ask for less"
-                ) from None
+        try:
+            while True:
+                if so_far is not None:
+                    self._raise_unless_answer(generation, so_far)
+                    rest = msgspec.structs.replace(so_far, text=so_far.text[num_typed:])
+                    num_typed = max(0, num_typed - len(so_far.text))
+                    if rest.text or rest.finish is not None:
+                        if not is_begun:
+                            self._metrics.observe_first_token(loop.time() - began_s)
+                            self.prefetcher.budget.note_wait(loop.time() - began_s)
+                            is_begun = True
+                        yield rest
+                    if so_far.finish is not None:
+                        return
+                try:
+                    async with asyncio.timeout_at(began_s + allowed_s):
+                        so_far, number = await generation.read(number)
+                except TimeoutError:
+                    raise DeadlineError(
+                        f"the request did not end within {allowed_s:.3g} s; set a longer timeout, or ask for less"
+                    ) from None
+        finally:
+            if not is_begun:  # given up before any text: it waited so long in vain
+                self.prefetcher.budget.note_wait(loop.time() - began_s)
 
     async def _wait_submitted(self, generation: Generation) -> None:
         """Wait until the engine has a request; raises what it refuses it with."""

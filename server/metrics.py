@@ -17,6 +17,7 @@ from engine.types import EngineStats
 from server.admission import Admission
 from server.lifecycle import Lifecycle
 from server.predictor import Kind
+from server.prefetch_budget import PrefetchBudget
 from server.types import Source, SuggestionEvent
 
 PREFIX = "cloudcomplete_"
@@ -30,7 +31,8 @@ class Metrics:
     def __init__(self, lifecycle: Lifecycle, admission: Admission) -> None:
         """Read the engine from `lifecycle` once it is there; before, its counters are 0."""
         self.registry = CollectorRegistry()
-        self.registry.register(_Counts(lifecycle, admission))
+        self._counts = _Counts(lifecycle, admission)
+        self.registry.register(self._counts)
         self._first_token = Histogram(
             f"{PREFIX}time_to_first_token_seconds",
             "From a request's arrival to its first text, or to its end without any",
@@ -80,6 +82,10 @@ class Metrics:
             registry=self.registry,
         )
         self._serving: tuple[Any, Thread] | None = None
+
+    def watch_budget(self, budget: PrefetchBudget) -> None:
+        """Tell what the budget of work ahead learns, too."""
+        self._counts.budget = budget
 
     def observe_first_token(self, seconds: float) -> None:
         """Count one request's time to its first token."""
@@ -144,6 +150,7 @@ class _Counts(Collector):
     def __init__(self, lifecycle: Lifecycle, admission: Admission) -> None:
         self._lifecycle = lifecycle
         self._admission = admission
+        self.budget: PrefetchBudget | None = None
 
     def collect(self) -> Iterator[Metric]:
         """Yield everything as it is now; called on the threads that answer."""
@@ -190,6 +197,17 @@ class _Counts(Collector):
         for reason, number in stats.num_sparse_fallbacks.items():
             fallbacks.add_metric([reason], number)
         yield fallbacks
+        windows = CounterMetricFamily(
+            f"{PREFIX}budget_windows",
+            "Windows of about a second in which a learned budget had some value, by the context it was asked in",
+            labels=["budget", "context", "value"],
+        )
+        for name, number in (stats.num_budget_windows | self._budget_windows()).items():
+            windows.add_metric(name.split("/"), number)
+        yield windows
+
+    def _budget_windows(self) -> dict[str, int]:
+        return {} if self.budget is None else self.budget.counts
 
     def _num_replicas(self, state: Literal["warming", "ready", "draining"]) -> int:
         engine = self._lifecycle.opened_engine

@@ -11,7 +11,7 @@ How likely each is says `server/predictor.py`, which learns from every guess tha
 threshold are asked, the likeliest first, one after the other, with a priority below that of all requests for which
 somebody waits, and only while no request is in flight. The next request of the session cancels what it made
 unreachable. The threshold follows what became of the work: it rises while more of the tokens written ahead are wasted
-than `prefetch_wasted_share` allows.
+than `prefetch_wasted_share` allows, times the factor of `server/prefetch_budget.py`.
 
 What is asked ahead is exactly what a client would ask, so its answer is exact, like any other of the session. Used from
 the event loop's thread only.
@@ -20,6 +20,7 @@ Invariants: at most one guess of a session runs; nothing is begun for a state th
 """
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +35,7 @@ from server.lifecycle import Lifecycle
 from server.metrics import Metrics
 from server.next_keys import indentation_after, rank_keys
 from server.predictor import Guess, Kind, Predictor
+from server.prefetch_budget import PrefetchBudget
 from server.sessions import Session
 from server.suggestion import Ahead, Suggestion
 from server.types import CompletionRequest
@@ -98,6 +100,8 @@ class Prefetcher:
         self._config, self._lifecycle, self._admission = config, lifecycle, admission
         self._metrics, self._predictor = metrics, predictor
         self._begin, self._on_guess = begin, on_guess
+        self.budget = PrefetchBudget(config.prefetch_budget, time.monotonic)
+        metrics.watch_budget(self.budget)
         self._plans: WeakKeyDictionary[Session, _Plan] = WeakKeyDictionary()
         self.num_running = 0
         """Requests that are being answered ahead."""
@@ -110,7 +114,8 @@ class Prefetcher:
         if self._recent_tokens < _ENOUGH_TOKENS:
             return least
         wasted = 1 - min(1.0, self._recent_used / self._recent_tokens)
-        return min(0.95, max(0.5 * least, least + wasted - self._config.prefetch_wasted_share))
+        allowed = self.budget.factor() * self._config.prefetch_wasted_share
+        return min(0.95, max(0.5 * least, least + wasted - allowed))
 
     def note_request(self, session: Session, request: CompletionRequest) -> None:
         """Learn from what was guessed before a request; from now on nothing is begun for the state before it."""

@@ -24,6 +24,7 @@ def test_the_server_listens_on_loopback_unless_told_otherwise() -> None:
         ({"greatest_max_tokens": 10}, "default_max_tokens is 64; expected at most greatest_max_tokens, which is 10"),
         ({"step_lines": 200}, "step_lines is 200; expected at most after_lines, which is 128"),
         ({"before_chars": 5000}, "before_chars is 5000; expected at least twice step_chars, which is 4096"),
+        ({"prefetch_budget": "guessed"}, "Invalid enum value 'guessed' - at `$.prefetch_budget`"),
         ({"grpc_prot": 1}, "unknown field `grpc_prot`"),
     ],
 )

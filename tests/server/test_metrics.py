@@ -150,3 +150,22 @@ def test_why_requests_were_not_sparse_is_told_by_reason() -> None:
     assert (seen["sparse_requests_total"], seen["sparse_kept_mass"]) == (3, 0.75)
     assert 'cloudcomplete_sparse_fallbacks_total{reason="short"} 2.0' in text
     assert 'cloudcomplete_sparse_fallbacks_total{reason="window"} 1.0' in text
+
+
+def test_windows_of_learned_budgets_are_told_by_budget_context_and_value() -> None:
+    class WithBudgets(CountingEngine):
+        def stats(self) -> EngineStats:
+            windows = {"chunk/rows up to 4, few wait/8": 3, "drafts/rows up to 4, few accepted/1": 2}
+            return msgspec.structs.replace(super().stats(), num_budget_windows=windows)
+
+    with serving(WithBudgets()) as (server, port):
+        server.app.completer.prefetcher.budget._factors.counts["prefetch/one types/0.5"] = 4
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            text = answer.read().decode()
+    family = 'cloudcomplete_budget_windows_total{budget="%s",context="%s",value="%s"} %s'
+    for told in (
+        ("chunk", "rows up to 4, few wait", "8", 3.0),
+        ("drafts", "rows up to 4, few accepted", "1", 2.0),
+        ("prefetch", "one types", "0.5", 4.0),
+    ):
+        assert family % told in text

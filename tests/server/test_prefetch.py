@@ -170,6 +170,39 @@ def test_the_threshold_rises_while_work_is_wasted_and_falls_again() -> None:
     play(scenario, config=AHEAD)
 
 
+def test_the_budgets_factor_scales_what_may_be_wasted() -> None:
+    async def scenario(rig: Rig) -> None:
+        prefetcher = rig.completer.prefetcher
+        prefetcher._recent_tokens, prefetcher._recent_used = 1000.0, 500.0
+        usual = prefetcher.least_probability
+        prefetcher.budget.factor = lambda: 0.5
+        assert prefetcher.least_probability > usual
+        prefetcher.budget.factor = lambda: 1.2
+        assert prefetcher.least_probability < usual
+
+    play(scenario, config=AHEAD)
+
+
+def test_every_request_is_one_wait_also_one_that_was_given_up() -> None:
+    async def scenario(rig: Rig) -> None:
+        waits: list[float] = []
+        rig.completer.prefetcher.budget.note_wait = waits.append
+        asking = asyncio.create_task(answer(rig, request("7")))
+        await rig.on_thread(rig.engine.wait_until_running, 1)
+        rig.engine.allow(12)
+        assert (await asking)[1] == "model"
+        assert len(waits) == 1
+        assert (await answer(rig, request("7")))[1] == "session"
+        assert len(waits) == 2
+        asking = asyncio.create_task(answer(rig, request("x 5", session_id="other")))
+        await rig.on_thread(rig.engine.wait_until_running, 1)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        assert len(waits) == 3
+
+    play(scenario, config=ServerConfig(trim="off", chunk_interval_s=0.0, prefetch=False), is_gated=True)
+
+
 def test_nothing_is_begun_for_a_session_that_was_forgotten() -> None:
     async def scenario(rig: Rig) -> None:
         asking = asyncio.create_task(answer(rig, request(LINES)))
