@@ -9,6 +9,7 @@ from loadtest import report
 from loadtest.benchmarks import (
     ablation,
     attention,
+    budgets,
     bursts,
     context,
     decode,
@@ -61,6 +62,7 @@ BENCHMARKS = {
         Benchmark(
             name="ablation", summary="all features against none, and without each in turn", measure=ablation.measure
         ),
+        Benchmark(name="budgets", summary="learned budgets against fixed ones, in turn", measure=budgets.measure),
         Benchmark(
             name="bursts", summary="a production trace at 1, 2, 5 times its pace; overload", measure=bursts.measure
         ),
