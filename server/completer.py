@@ -32,6 +32,9 @@ from server.sessions import Found, Session, Sessions
 from server.suggestion import Ahead, Suggestion
 from server.types import AnswerPart, CompletionRequest, Source
 
+_GIVEN_UP = (asyncio.CancelledError, GeneratorExit, RequestCancelledError, DeadlineError)
+"""How a request ends that its client, a newer one of its session or its deadline gave up."""
+
 
 class Completer:
     """Serves requests, many at once. Used from the event loop's thread only."""
@@ -227,10 +230,10 @@ class Completer:
         """
         allowed_s = self._config.default_deadline_s if deadline_s is None else deadline_s
         loop = asyncio.get_running_loop()
-        await self._wait_submitted(generation)
-        so_far, number = generation.read_so_far() if is_adopted else (None, 0)
         is_begun = False
         try:
+            await self._wait_submitted(generation)
+            so_far, number = generation.read_so_far() if is_adopted else (None, 0)
             while True:
                 if so_far is not None:
                     self._raise_unless_answer(generation, so_far)
@@ -251,9 +254,10 @@ class Completer:
                     raise DeadlineError(
                         f"the request did not end within {allowed_s:.3g} s; set a longer timeout, or ask for less"
                     ) from None
-        finally:
-            if not is_begun:  # given up before any text: it waited so long in vain
+        except _GIVEN_UP:
+            if not is_begun:  # it waited so long in vain
                 self.prefetcher.budget.note_wait(loop.time() - began_s)
+            raise
 
     async def _wait_submitted(self, generation: Generation) -> None:
         """Wait until the engine has a request; raises what it refuses it with."""

@@ -6,7 +6,6 @@ import random
 from dataclasses import dataclass, field
 
 import jax.numpy as jnp
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +16,7 @@ from engine.engine import Engine
 from engine.shapes import Shape, ShapeFamily
 from engine.types import Request, SamplingParams
 from engine.weights.load import load_model
-from tests.engine.conftest import TINY_MODEL, FixedCosts
+from tests.engine.conftest import TINY_MODEL, FixedCosts, Recorder
 from tests.engine.real_engine import Given, run
 from tests.engine.test_engine import expected_text, request, run_until_idle, submit
 
@@ -39,11 +38,13 @@ class Drawn(FixedBudgets):
 
 
 class Seeing(Engine):
-    """Keeps the shapes that it ran, and costs what has tokens."""
+    """Keeps the shapes that it ran; a step costs some time, and more with its tokens, so that drafts pay."""
 
     def __init__(self, **arguments) -> None:
         shapes = arguments["plan"].shapes.shapes()
-        super().__init__(**arguments | {"costs": FixedCosts({shape: 1e-3 * shape.num_tokens for shape in shapes})})
+        super().__init__(
+            **arguments | {"costs": FixedCosts({shape: 1e-3 * (8 + shape.num_tokens) for shape in shapes})}
+        )
         self.shapes: set[Shape] = set()
 
     def _run(self, plan) -> None:
@@ -51,14 +52,7 @@ class Seeing(Engine):
         super()._run(plan)
 
 
-class Restless(Seeing):
-    seed = 0
-
-    def __init__(self, **arguments) -> None:
-        super().__init__(**arguments | {"budgets": Drawn(self.seed)})
-
-
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10_000), sizes=st.lists(st.integers(1, 30), min_size=1, max_size=7))
 def test_whatever_the_budgets_every_request_gets_what_it_gets_alone(
     make_engine, tokenizer, template, ascii_ids, seed: int, sizes: list[int]
@@ -74,32 +68,33 @@ def test_whatever_the_budgets_every_request_gets_what_it_gets_alone(
         assert recorder.text == expected_text(one, tokenizer, template, ascii_ids)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_tokens_are_equal_under_any_sequence_of_budgets_on_a_real_model(tokenizer, template, temperature) -> None:
+def test_tokens_are_equal_under_any_sequence_of_budgets_on_a_real_model(tokenizer, template) -> None:
     loaded = load_model(TINY_MODEL, dtype=jnp.float32)
-    made = Given(tokenizer, template)
-    requests = [
-        Request(
-            request_id=str(i),
-            before=f"# file {i}\n" + "self.x = self.width\n" * (3 + 9 * (i % 3)) + "self.x = self.",
-            draft="widthwidthwidth",
-            sampling=SamplingParams(temperature=temperature, top_k=5, seed=i, max_tokens=12 + i),
+    engine = Given(tokenizer, template).engine(loaded, Seeing, num_slots=4, reuse_kv=False)
+
+    def complete(salt: int) -> list[Recorder]:
+        return run(
+            engine,
+            [
+                Request(
+                    request_id=f"{salt} {i}",
+                    before=f"# file {i}\n" + "self.x = self.width\n" * (3 + 9 * (i % 3)) + "self.x = self.",
+                    draft="widthwidthwidth",
+                    sampling=SamplingParams(temperature=0.9 * (i % 2), top_k=5, seed=i, max_tokens=12 + i),
+                )
+                for i in range(5)
+            ],
         )
-        for i in range(6)
-    ]
-    by_rule = made.engine(loaded, Seeing, num_slots=4)
-    expected = run(by_rule, requests)
-    seen: set[Shape] = set()
+
+    expected = complete(-1)
     for seed in range(3):
-        kind = type("Restless", (Restless,), {"seed": seed})
-        engine = made.engine(loaded, kind, num_slots=4)
-        for one, (ours, theirs) in enumerate(zip(run(engine, requests), expected, strict=True)):
+        engine._scheduler._budgets = Drawn(seed)
+        for ours, theirs in zip(complete(seed), expected, strict=True):
             gaps = [output.logit_gap for output in theirs.outputs if output.logit_gap is not None]
-            assert ours.text == theirs.text or min(gaps) < 1e-3, one
-        seen |= engine.shapes
-    mixed = {shape.chunk for shape in seen if shape.rows and shape.chunk}
+            assert ours.text == theirs.text or min(gaps) < 1e-3
+    mixed = {shape.chunk for shape in engine.shapes if shape.rows and shape.chunk}
     assert len(mixed) == 2, "the budgets must have had some effect"
-    assert {shape.width for shape in seen} >= {1, 8}
+    assert {shape.width for shape in engine.shapes} >= {1, 8}
 
 
 @dataclass
