@@ -26,7 +26,14 @@ _TITLES = {
     "peers": "Tokens per second beside llama.cpp and transformers",
     "sparse": "Block-sparse attention over dense attention",
     "sparse-quality": "What leaving out blocks costs",
+    "int8": "int8 weights over float32",
+    "similarity": "Similar places among 100,000",
+    "context": "Lines right with text of other files, and without",
+    "warm-cache": "What warming the tiers buys",
     "pipeline": "Two stages in two processes over one process",
+    "partition": "A 7B shape into stages, and reading one",
+    "foretell": "A server against its simulators",
+    "budgets": "Learned budgets over fixed ones",
 }
 _AIMS: dict[str, tuple[str, float]] = {
     # ablation, rivals, bursts, faults
@@ -57,6 +64,8 @@ _AIMS: dict[str, tuple[str, float]] = {
     "drafted_b1_over_llamacpp_starter": (">=", 1.0),
     "two_process_prefill_speedup": (">=", 1.8),
     "two_process_decode_share": (">=", 0.9),
+    "partition_peak_gib": ("<=", 6.0),
+    "stage_read_disk_share": (">=", 0.7),
     "attention_16k_over_dense": ("<=", 0.35),
     "prefill_8k_over_dense": ("<=", 1.0),
     "prefill_16k_over_dense": ("<=", 0.7),
@@ -65,6 +74,8 @@ _AIMS: dict[str, tuple[str, float]] = {
     "first_text_p50_ms": ("<=", 30.0),
     "first_text_p95_ms": ("<=", 200.0),
     "answered_without_model_share": (">=", 0.5),
+    "search_p95_ms": ("<=", 0.3),
+    "recall": (">=", 0.98),
     "known_answer_p95_within_ms": ("<=", 5.0),
     "prefetch_hit_share": (">=", 0.3),
     "prefetch_wasted_token_share": ("<=", 0.5),
