@@ -17,7 +17,6 @@ _TITLES = {
     "ablation": "What each part is worth",
     "rivals": "Beside llama.cpp's server",
     "bursts": "Bursts and overload",
-    "foretell": "A server beside what the allocator's simulators foretell of it",
     "soak": "Soak",
     "faults": "Faults under load",
     "replay-sveltecomponent": "Typing, one user: an editing history of a Svelte component",
