@@ -1,7 +1,8 @@
 """`bench peers`: decoding and prompts beside llama.cpp and transformers, on the same weights, contexts and threads.
 
-The peers live in an environment of their own, which CLOUDCOMPLETE_PEERS names; docs/peers.md says how to make it. Every
-figure is a ratio of tokens per second, ours over theirs, the median over rounds in which both run in turn.
+The peers live in an environment of their own, which CLOUDCOMPLETE_PEERS names; docs/peers.md says how to make it.
+CLOUDCOMPLETE_BENCH_SHAPES=starter or =110m measures one of the two models alone (a third or two of 17 minutes). Every figure
+is a ratio of tokens per second, ours over theirs, the median over rounds in which both run in turn.
 """
 
 import json
@@ -34,6 +35,8 @@ from loadtest.benchmarks.shapes import SHAPE_110M, make_benches, real_code
 from loadtest.errors import RunError
 
 _VARIABLE = "CLOUDCOMPLETE_PEERS"
+_SHAPES = "CLOUDCOMPLETE_BENCH_SHAPES"
+_MODELS = ("starter", "110m")
 _SCRIPTS = Path(__file__).parents[1] / "peers"
 _CONTEXT = 1016
 _NEW_TOKENS = 24
@@ -85,23 +88,33 @@ class Peers(msgspec.Struct, frozen=True, kw_only=True):
 
 def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Convert the weights, then measure both sides in turn; the 110 M model's weights are random."""
+    chosen = _chosen_models()
     peers = Peers.from_environment()
     headline: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        directories = {"starter": STARTER, "110m": _write_random_model(Path(scratch) / "110m", SHAPE_110M)}
-        for name, directory in directories.items():
+        for name in chosen:
+            directory = STARTER if name == "starter" else _write_random_model(Path(scratch) / name, SHAPE_110M)
             for kind in ("f32", "q8_0"):
                 on_progress(f"{name}: converting to {kind}")
                 convert(peers, directory, _gguf(scratch, name, kind), kind)
             for case, figures in _measure_model(peers, name, directory, scratch, on_progress).items():
                 rows.append({"model": name, "case": case, **figures})
-        figures = _measure_drafted(peers, _gguf(scratch, "starter", "f32"), on_progress)
-        rows.append({"model": "starter", "case": "drafted_b1_over_llamacpp", **figures})
+        if "starter" in chosen:
+            figures = _measure_drafted(peers, _gguf(scratch, "starter", "f32"), on_progress)
+            rows.append({"model": "starter", "case": "drafted_b1_over_llamacpp", **figures})
     for row in rows:
         headline[f"{row['case']}_{row['model']}"] = row["ratio"]
         on_progress(f"{row['model']:>8} {row['case']:>32}: {row['ours']:8.0f} over {row['theirs']:8.0f} tokens/s")
     return headline, rows
+
+
+def _chosen_models() -> list[str]:
+    """Return which models are measured; raises RunError for a name that is none."""
+    chosen = os.environ.get(_SHAPES, ",".join(_MODELS)).split(",")
+    if unknown := [name for name in chosen if name not in _MODELS]:
+        raise RunError(f"{_SHAPES} names {unknown[0]!r}; expected some of {', '.join(_MODELS)}, with commas between")
+    return chosen
 
 
 def _measure_model(
