@@ -1,8 +1,8 @@
 """`bench peers`: decoding and prompts beside llama.cpp and transformers, on the same weights, contexts and threads.
 
 The peers live in an environment of their own, which CLOUDCOMPLETE_PEERS names; docs/peers.md says how to make it.
-CLOUDCOMPLETE_BENCH_SHAPES=starter or =110m measures one of the two models alone (a third or two of 17 minutes). Every figure
-is a ratio of tokens per second, ours over theirs, the median over rounds in which both run in turn.
+CLOUDCOMPLETE_BENCH_SHAPES=starter or =110m measures one of the two models alone (a third or two of 17 minutes).
+Every figure is a ratio of tokens per second, ours over theirs, the median over rounds in which both run in turn.
 """
 
 import json
