@@ -23,15 +23,19 @@ from loadtest.source_text import choose_place
 from loadtest.users import Figure, TypingUser, UserSettings, ask, run_user
 from server.client import AsyncClient
 
-_ROUNDS, _SECONDS = 6, 14.0
+_ROUNDS, _SECONDS = 6, 13.0
+_WARM_UP_S = 4.0
+"""The first requests of a process are slower: not counted."""
 _TYPISTS = 2
 _PROMPT_TOKENS, _MAX_TOKENS = 1500, 48
-_LOAD = 0.5
+_LOAD = 0.4
 """Share of the time that the prompts would take one after the other."""
 _NUM_ALONE = 6
 _SLO_S = 0.3
-_BOTH = ("engine.max_slowdown=0",)
-_LEARNED = ("engine.budgets=learned", "server.prefetch_budget=learned")
+_SETTINGS = {
+    "fixed": ["engine.max_slowdown=0"],
+    "learned": ["engine.max_slowdown=0", "engine.budgets=learned", "server.prefetch_budget=learned"],
+}
 _WINDOWS = "cloudcomplete_budget_windows_total"
 
 
@@ -39,31 +43,39 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
     """Let both servers answer alone, then play each round on both; compare what people waited."""
     trace = str(typing_trace())
     ports = {"fixed": free_port(), "learned": free_port()}
-    figures: dict[str, list[list[Figure]]] = {"fixed": [], "learned": []}
-    rows: list[dict[str, Any]] = []
     with ExitStack() as servers:
-        addresses = {
-            name: servers.enter_context(
-                serving((*_BOTH, f"server.metrics_port={ports[name]}", *(_LEARNED if name == "learned" else ())))
-            ).address
-            for name in ports
+        settings = {
+            name: UserSettings(
+                address=servers.enter_context(serving([*_SETTINGS[name], f"server.metrics_port={port}"])).address,
+                typing_trace=trace,
+                typing_path="C.svelte",
+            )
+            for name, port in ports.items()
         }
-        alone_s = min(asyncio.run(_alone(address)) for address in addresses.values())
-        on_progress(f"a prompt takes {alone_s:.2f} s alone; one comes every {alone_s / _LOAD:.2f} s")
-        for number in range(-1, _ROUNDS):
-            names = ["fixed", "learned"] if number % 2 == 0 else ["learned", "fixed"]
-            seconds = _SECONDS if number >= 0 else 4.0  # the first requests of a process are slower: not counted
-            arrivals_s = draw_arrivals(number, every_s=alone_s / _LOAD, seconds=seconds)
-            for name in names:
-                settings = UserSettings(address=addresses[name], typing_trace=trace, typing_path="C.svelte")
-                found = asyncio.run(_mix(settings, number, arrivals_s, seconds=seconds))
-                if number >= 0:
-                    figures[name].append(found)
-                    rows.append({"round": number, "budgets": name, **sum_up(found)})
-                    on_progress(f"{rows[-1]}")
+        figures, rows = asyncio.run(_play(settings, on_progress))
         counts = _windows(ports["learned"])
     rows += [{"window": name, "number": number} for name, number in sorted(counts.items())]
     return compare(figures["fixed"], figures["learned"]) | {"learned_windows": sum(counts.values())}, rows
+
+
+async def _play(
+    settings: dict[str, UserSettings], on_progress: Callable[[str], None]
+) -> tuple[dict[str, list[list[Figure]]], list[dict[str, Any]]]:
+    """Return the figures of each round by server, and what they sum up to."""
+    figures: dict[str, list[list[Figure]]] = {name: [] for name in settings}
+    rows: list[dict[str, Any]] = []
+    every_s = min([await _alone(one.address) for one in settings.values()]) / _LOAD
+    on_progress(f"a prompt comes every {every_s:.2f} s")
+    for number in range(-1, _ROUNDS):
+        seconds = _SECONDS if number >= 0 else _WARM_UP_S
+        arrivals_s = draw_arrivals(number, every_s=every_s, seconds=seconds)
+        for name in settings if number % 2 == 0 else reversed(settings):
+            found = await _mix(settings[name], number, arrivals_s, seconds=seconds)
+            if number >= 0:
+                figures[name].append(found)
+                rows.append({"round": number, "budgets": name, **sum_up(found)})
+                on_progress(f"{rows[-1]}")
+    return figures, rows
 
 
 def draw_arrivals(number: int, *, every_s: float, seconds: float) -> list[float]:

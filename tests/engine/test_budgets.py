@@ -70,7 +70,7 @@ def test_whatever_the_budgets_every_request_gets_what_it_gets_alone(
 
 def test_tokens_are_equal_under_any_sequence_of_budgets_on_a_real_model(tokenizer, template) -> None:
     loaded = load_model(TINY_MODEL, dtype=jnp.float32)
-    engine = Given(tokenizer, template).engine(loaded, Seeing, num_slots=4, reuse_kv=False)
+    engine = Given(tokenizer, template).engine(loaded, Seeing, num_slots=4, reuse_kv=False, sparse="off")
 
     def complete(salt: int) -> list[Recorder]:
         return run(
