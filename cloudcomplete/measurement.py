@@ -87,7 +87,7 @@ def conclude(
 
     An interrupt after the measurement `is_begun` shows what was done until then, and goes on.
     """
-    from loadtest import plots, report
+    from loadtest import report
 
     is_interrupted = False
     try:
@@ -101,7 +101,7 @@ def conclude(
     if arguments.json is not None:
         report.write_json(arguments.json, result)
     if arguments.plots is not None:
-        plots.write_plots(arguments.plots, draw())
+        report.write_plots(arguments.plots, draw())
     if is_interrupted:
         raise KeyboardInterrupt
 

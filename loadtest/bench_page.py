@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from loadtest import plots
-from loadtest.report import Finding, Result, format_number, read_result
+from loadtest.report import Finding, Result, format_number, read_result, write_plots
+from server import plots
 
 _TITLES = {
     "ablation": "What each part is worth",
@@ -21,6 +21,7 @@ _TITLES = {
     "faults": "Faults under load",
     "replay-sveltecomponent": "Typing, one user: an editing history of a Svelte component",
     "keystroke": "One more character on a long prompt",
+    "warm-cache": "The first keystrokes after the flow warm-cache",
     "stall": "A long prompt beside running sequences",
     "peers": "Tokens per second beside llama.cpp and transformers",
     "sparse": "Block-sparse attention over dense attention",
@@ -92,7 +93,7 @@ def write_page(directory: Path, page: Path) -> None:
     """Write the page and its plots; raises ReportError."""
     results = {path.stem: read_result(path) for path in sorted(directory.glob("*.json"))}
     order = [name for name in _TITLES if name in results] + [name for name in results if name not in _TITLES]
-    drawn = plots.write_plots(directory, draw(results))
+    drawn = write_plots(directory, draw(results))
     lines = [
         "# Benchmarks",
         "",

@@ -176,6 +176,15 @@ def make_directory(path: Path) -> None:
         raise _unwritable("files", path, error.strerror) from None
 
 
+def write_plots(directory: Path, plots: Mapping[str, bytes]) -> list[Path]:
+    """Write each plot to `directory/NAME.svg`, making the directory; return the paths; raises ReportError."""
+    make_directory(directory)
+    paths = [directory / f"{name}.svg" for name in plots]
+    for path, svg in zip(paths, plots.values(), strict=True):
+        write_bytes(path, svg, what="the plot")
+    return paths
+
+
 def error_notes(errors: Iterable[tuple[str, str]]) -> list[str]:
     """Return a note for each of the most frequent errors, given as what they count as and what they say."""
     counts = Counter(errors)

@@ -92,8 +92,8 @@ def _ask_all(arguments: argparse.Namespace, evaluation: "Evaluation") -> None:
 
 
 def _draw(arguments: argparse.Namespace, evaluation: "Evaluation") -> dict[str, bytes]:
-    from loadtest import plots
     from loadtest.evaluate import count_sources, first_texts_ms
+    from server import plots
 
     return {
         "latency": plots.cumulative_curve(

@@ -141,8 +141,9 @@ def _type(arguments: argparse.Namespace, replay: "Replay", verification: "Verifi
 
 
 def _draw(arguments: argparse.Namespace, replay: "Replay") -> dict[str, bytes]:
-    from loadtest import plots, replay_report
+    from loadtest import replay_report
     from loadtest.outcomes import count_endings
+    from server import plots
 
     return {
         "latency": plots.cumulative_curve(

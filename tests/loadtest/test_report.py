@@ -20,6 +20,7 @@ from loadtest.report import (
     make_directory,
     read_result,
     write_json,
+    write_plots,
 )
 
 
@@ -187,3 +188,10 @@ def test_errors_are_told_by_how_often_they_came_and_the_rare_ones_counted() -> N
 def test_numbers_of_numpy_are_written_as_any_others(tmp_path: Path) -> None:
     write_json(tmp_path / "out.json", {"share": np.float64(0.5), "rows": [np.int64(3)]})
     assert json.loads((tmp_path / "out.json").read_text()) == {"share": 0.5, "rows": [3]}
+
+
+def test_plots_are_written_into_their_directory(tmp_path: Path) -> None:
+    (path,) = write_plots(tmp_path / "plots", {"latency": b"<svg/>"})
+    assert (path, path.read_bytes()) == (tmp_path / "plots" / "latency.svg", b"<svg/>")
+    with pytest.raises(ReportError, match=r"cannot write the plot to .*x/y.svg: No such file or directory"):
+        write_plots(tmp_path, {"x/y": b""})

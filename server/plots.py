@@ -1,14 +1,14 @@
 """Plots as SVG files that need nothing else: they follow the reader's light or dark setting.
 
-Knows numbers and names only. Series differ in colour and in dash, so that a print without colours can be read.
+Knows numbers and names only, nothing of a server: it stands here because what measures and what schedules draw alike,
+and know each other as little (decision 0036). Series differ in colour and in dash, so that a print without colours can
+be read.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
-
-from loadtest.report import make_directory, write_bytes
 
 _WIDTH, _LEFT, _RIGHT, _TOP = 812, 96, 196, 64
 _PLOT_WIDTH, _PLOT_HEIGHT = _WIDTH - _LEFT - _RIGHT, 260
@@ -20,9 +20,18 @@ _LIGHT = ("#0072b2", "#b85c00", "#00795a", "#a8447f", "#6b5bd0", "#6e6e6e")
 _DARK = ("#56b4e9", "#e69f00", "#2fc796", "#e58cc1", "#a99bff", "#b0b0b0")
 
 
+class Estimate(NamedTuple):
+    """A mean and its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
 def _style() -> str:
     def rules(paper: str, ink: str, grid: str, colours: Sequence[str]) -> str:
-        plain = f".paper {{ fill: {paper}; }} .ink {{ fill: {ink}; }} .grid {{ stroke: {grid}; }}"
+        plain = f".paper {{ fill: {paper}; }} .ink {{ fill: {ink}; }} "
+        plain += f".grid {{ stroke: {grid}; }} .rule {{ stroke: {ink}; }}"
         own = (f".curve.s{i} {{ stroke: {c}; }} .bar.s{i} {{ fill: {c}; }}" for i, c in enumerate(colours))
         return "\n".join((plain, *own))
 
@@ -98,16 +107,14 @@ def cumulative_curve(title: str, series: Mapping[str, Sequence[float]], *, x_lab
         drawing.text(x_of(tick), bottom + 18, f"{tick:g}", anchor="middle")
     drawing.text(_LEFT + _PLOT_WIDTH / 2, bottom + 42, x_label, anchor="middle")
     for number, (name, values) in enumerate(series.items()):
-        kind, dash = f"s{number % len(_LIGHT)}", _DASHES[number % len(_DASHES)]
+        kind, dash = f"curve s{number % len(_LIGHT)}", _DASHES[number % len(_DASHES)]
         ordered = sorted(values)
         points = [(x_of(ordered[0]), y_of(0))] if ordered else []
         for index, value in enumerate(ordered):
             points += [(x_of(value), y_of(index / len(ordered))), (x_of(value), y_of((index + 1) / len(ordered)))]
         if points:
-            drawing.curve(points, f"curve {kind}", dash)
-        y = _TOP + 12 + 22 * number
-        drawing.line(_WIDTH - _RIGHT + 14, y - 4, _WIDTH - _RIGHT + 44, y - 4, f"curve {kind}", dash)
-        drawing.text(_WIDTH - _RIGHT + 52, y, f"{name} ({len(values):,})")
+            drawing.curve(points, kind, dash)
+        _name_curve(drawing, number, f"{name} ({len(values):,})", kind, dash)
     return drawing.to_svg()
 
 
@@ -154,13 +161,69 @@ def bars(title: str, values: Mapping[str, float], *, x_label: str) -> bytes:
     return drawing.to_svg()
 
 
-def write_plots(directory: Path, plots: Mapping[str, bytes]) -> list[Path]:
-    """Write each plot to `directory/NAME.svg`, making the directory; return the paths; raises ReportError."""
-    make_directory(directory)
-    paths = [directory / f"{name}.svg" for name in plots]
-    for path, svg in zip(paths, plots.values(), strict=True):
-        write_bytes(path, svg, what="the plot")
-    return paths
+def interval_bars(
+    title: str, groups: Mapping[str, Mapping[str, Estimate]], *, x_label: str, limit: float | None = None
+) -> bytes:
+    """Return a picture of a mean and its confidence interval for each name, coloured by groups; `limit` is a line."""
+    estimates = {name: (group, value) for group, values in groups.items() for name, value in values.items()}
+    bottom = _TOP + len(estimates) * (_BAR_HEIGHT + _BAR_GAP)
+    drawing = _Drawing(title, bottom + 56)
+    ends = [end for _, value in estimates.values() for end in (value.mean, value.high)]
+    greatest = max([*ends, limit or 0.0]) or 1.0
+    for number, group in enumerate(groups):
+        x = _LEFT + 240.0 * number
+        drawing.rect(x, _TOP - 23, 14, 14, f"bar s{number % len(_LIGHT)}")
+        drawing.text(x + 22, _TOP - 12, group)
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        x = _LEFT + _PLOT_WIDTH * share
+        drawing.line(x, _TOP, x, bottom, "grid")
+        drawing.text(x, bottom + 18, f"{greatest * share:,.3g}", anchor="middle")
+    drawing.text(_LEFT + _PLOT_WIDTH / 2, bottom + 42, x_label, anchor="middle")
+
+    def x_of(value: float) -> float:
+        return _LEFT + _PLOT_WIDTH * min(max(value, 0.0), greatest) / greatest
+
+    for row, (name, (group, value)) in enumerate(estimates.items()):
+        y = _TOP + 9 + row * (_BAR_HEIGHT + _BAR_GAP)
+        middle, kind = y + _BAR_HEIGHT / 2, f"s{list(groups).index(group) % len(_LIGHT)}"
+        drawing.rect(_LEFT, y, x_of(value.mean) - _LEFT, _BAR_HEIGHT, f"bar {kind}")
+        drawing.line(x_of(value.low), middle, x_of(value.high), middle, "rule")
+        for end in (value.low, value.high):
+            drawing.line(x_of(end), middle - 6, x_of(end), middle + 6, "rule")
+        drawing.text(max(x_of(value.mean), x_of(value.high)) + 6, y + _BAR_HEIGHT / 2 + 5, f"{name}: {value.mean:,.3g}")
+    if limit is not None:
+        drawing.line(x_of(limit), _TOP, x_of(limit), bottom, "rule", "4 4")
+    return drawing.to_svg()
+
+
+def courses(title: str, series: Mapping[str, Sequence[float]], *, span: float, x_label: str, y_label: str) -> bytes:
+    """Return a picture of values over time: each of a series stands for an equal part of `span`, both axes from 0."""
+    drawing = _Drawing(title, _TOP + _PLOT_HEIGHT + 56)
+    drawing.text(_LEFT, _TOP - 12, y_label)
+    bottom = _TOP + _PLOT_HEIGHT
+    greatest = max([value for values in series.values() for value in values], default=0.0) or 1.0
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        x, y = _LEFT + _PLOT_WIDTH * share, bottom - _PLOT_HEIGHT * share
+        drawing.line(_LEFT, y, _LEFT + _PLOT_WIDTH, y, "grid")
+        drawing.text(_LEFT - 8, y + 4, f"{greatest * share:,.3g}", anchor="end")
+        drawing.text(x, bottom + 18, f"{span * share:,.3g}", anchor="middle")
+    drawing.text(_LEFT + _PLOT_WIDTH / 2, bottom + 42, x_label, anchor="middle")
+    for number, (name, values) in enumerate(series.items()):
+        kind, dash = f"curve s{number % len(_LIGHT)}", _DASHES[number % len(_DASHES)]
+        points = []
+        for index, value in enumerate(values):
+            y = bottom - _PLOT_HEIGHT * max(value, 0.0) / greatest
+            points += [(_LEFT + _PLOT_WIDTH * end / len(values), y) for end in (index, index + 1)]
+        if points:
+            drawing.curve(points, kind, dash)
+        _name_curve(drawing, number, name, kind, dash)
+    return drawing.to_svg()
+
+
+def _name_curve(drawing: _Drawing, number: int, name: str, kind: str, dash: str) -> None:
+    y = _TOP + 12 + 22 * number
+    drawing.line(_WIDTH - _RIGHT + 14, y - 4, _WIDTH - _RIGHT + 44, y - 4, kind, dash)
+    drawing.text(_WIDTH - _RIGHT + 52, y, name)
 
 
 def _ticks(values: Sequence[float]) -> list[float]:

@@ -1,14 +1,12 @@
 """Plots are well-formed SVG that says what it shows."""
 
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.errors import ReportError
-from loadtest.plots import cumulative_curve, stacked_bars, write_plots
+from server.plots import Estimate, courses, cumulative_curve, interval_bars, stacked_bars
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
 values = st.lists(st.floats(0, 1e6), max_size=8)
@@ -60,8 +58,31 @@ def test_any_text_can_be_a_name(name: str) -> None:
     assert ElementTree.fromstring(stacked_bars(name, {name: {name: 1}}, x_label=name)) is not None
 
 
-def test_plots_are_written_into_their_directory(tmp_path: Path) -> None:
-    (path,) = write_plots(tmp_path / "plots", {"latency": b"<svg/>"})
-    assert (path, path.read_bytes()) == (tmp_path / "plots" / "latency.svg", b"<svg/>")
-    with pytest.raises(ReportError, match=r"cannot write the plot to .*x/y.svg: No such file or directory"):
-        write_plots(tmp_path, {"x/y": b""})
+def test_interval_bars_show_means_ends_and_the_limit_by_group() -> None:
+    groups = {"keeps": {"learned": Estimate(2.0, 1.5, 2.5)}, "does not": {"static": Estimate(4.0, 4.0, 4.0)}}
+    svg = interval_bars("Costs", groups, x_label="hours", limit=1.0)
+    root = ElementTree.fromstring(svg)
+    widths = {
+        element.attrib["class"]: float(element.attrib["width"])
+        for element in root.iter(f"{NAMESPACE}rect")
+        if float(element.attrib["height"]) == 30
+    }
+    assert widths["bar s1"] == pytest.approx(2 * widths["bar s0"])
+    rules = [element.attrib for element in root.iter(f"{NAMESPACE}line") if element.attrib["class"] == "rule"]
+    scale = widths["bar s1"] / 4
+    low, high = (float(rules[0][end]) - 96 for end in ("x1", "x2"))
+    assert (low, high) == (pytest.approx(1.5 * scale), pytest.approx(2.5 * scale))
+    assert float(rules[-1]["x1"]) - 96 == pytest.approx(scale)
+    assert {"Costs", "hours", "keeps", "does not", "learned: 2", "static: 4"} <= set(texts(svg))
+
+
+@given(st.dictionaries(st.text(max_size=3), values, max_size=8))
+def test_courses_go_from_one_end_to_the_other_and_stay_inside(series: dict[str, list[float]]) -> None:
+    svg = courses("t", series, span=12, x_label="hours", y_label="replicas")
+    box = ElementTree.fromstring(svg).attrib
+    drawn = curves(svg)
+    assert len(drawn) == sum(bool(each) for each in series.values())
+    for points in drawn:
+        assert (points[0][0], points[-1][0]) == (96, 96 + 520)
+        assert all(0 <= x <= float(box["width"]) and 0 <= y <= float(box["height"]) for x, y in points)
+    assert {"12", "hours", "replicas"} <= set(texts(svg))
