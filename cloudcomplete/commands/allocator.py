@@ -59,8 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     actions.choices["train"].add_argument("--budget-s", metavar="S", type=float, default=240, help="time for PPO")
     evaluate = actions.choices["evaluate"]
-    evaluate.add_argument("--policy", metavar="DIR", type=Path, help="a trained policy; default: train one first")
-    evaluate.add_argument("--no-policy", action="store_true", help="baselines and oracle only")
+    learned = evaluate.add_mutually_exclusive_group()
+    learned.add_argument("--policy", metavar="DIR", type=Path, help="a trained policy; default: train one first")
+    learned.add_argument("--no-policy", action="store_true", help="baselines and oracle only")
     evaluate.add_argument("--budget-s", metavar="S", type=float, default=240, help="time for PPO where it trains first")
     evaluate.add_argument("--seeds", metavar="N", type=int, default=5, help="draws of the traffic (default 5)")
     evaluate.add_argument("--plots", metavar="DIR", type=Path, help="write plots as SVG files")
@@ -75,11 +76,14 @@ def run(arguments: argparse.Namespace) -> None:
         _calibrate(arguments)
         return
     from loadtest import report
-    from orchestration.allocator import checkpoint, retraining
+    from orchestration.allocator import checkpoint, plots, retraining
+    from orchestration.allocator.evaluate import tabulate
     from orchestration.allocator.service import read_steps
 
     if arguments.json is not None:
         report.check_writable(arguments.json)
+    # A policy that cannot be used is refused before the minutes that simulating takes.
+    policy = checkpoint.load(arguments.policy) if arguments.action == "evaluate" and arguments.policy else None
     rules = retraining.rules_of(slo_s=arguments.slo_ms / 1e3, cold_start_s=arguments.cold_start_s)
     arena = retraining.prepare(
         arguments.trace,
@@ -96,16 +100,12 @@ def run(arguments: argparse.Namespace) -> None:
         checkpoint.save(outcome.weights, arguments.out)
         result = report.assemble(outcome.headline, [], command="cloudcomplete allocator train")
     else:
-        candidate = None
-        if not arguments.no_policy:
-            if arguments.policy is None:
-                candidate = retraining.train(
-                    arena, attainment=arguments.attainment, budget_s=arguments.budget_s, on_progress=print
-                ).weights
-            else:
-                candidate = checkpoint.load(arguments.policy)
+        if policy is None and not arguments.no_policy:
+            policy = retraining.train(
+                arena, attainment=arguments.attainment, budget_s=arguments.budget_s, on_progress=print
+            ).weights
         comparison = retraining.evaluate(
-            arena, candidate, attainment=arguments.attainment, num_seeds=arguments.seeds, on_progress=print
+            arena, policy, attainment=arguments.attainment, num_seeds=arguments.seeds, on_progress=print
         )
         result = report.assemble(
             comparison.headline,
@@ -114,7 +114,8 @@ def run(arguments: argparse.Namespace) -> None:
             notes=comparison.notes,
         )
         if arguments.plots is not None:
-            _write_plots(arguments.plots, comparison.rows)
+            report.write_plots(arguments.plots, plots.draw(comparison, attainment=arguments.attainment))
+        print(tabulate(comparison.rows))
     print(report.describe(result))
     if arguments.json is not None:
         report.write_json(arguments.json, result)
@@ -180,16 +181,3 @@ def _scale(arguments: argparse.Namespace) -> None:
         )
 
     asyncio.run(scale())
-
-
-def _write_plots(directory: Path, rows: list[dict[str, object]]) -> None:
-    from loadtest.plots import stacked_bars, write_plots
-
-    kept = {
-        str(row["policy"]): {"kept": round(10_000 * float(str(row["attainment"])))}
-        | {"missed": round(10_000 * (1 - float(str(row["attainment"]))))}
-        for row in rows
-    }
-    write_plots(
-        directory, {"service-level": stacked_bars("Windows that kept the service level", kept, x_label="share")}
-    )

@@ -144,11 +144,16 @@ class Arena:
         *,
         features: NDArray[np.float32] | None = None,
         shared: Any = None,
-    ) -> list[Outcome]:
-        """Return what one setting comes to with each seed; `features` [intervals, seeds, n]."""
+    ) -> tuple[list[Outcome], NDArray[np.float32]]:
+        """Return what one setting comes to with each seed, and how many replicas ran with the first one, [intervals].
+
+        `features` [intervals, seeds, n].
+        """
         arrivals = np.stack([self.draw(self.scale, seed)[slice(*stretch)] for seed in seeds], axis=1)
-        totals, _ = self._run(policy, [setting] * len(seeds), arrivals, features, seeds[0], shared, has_histogram=True)
-        return read_outcomes(totals, stretch[1] - stretch[0])
+        totals, (_, seen) = self._run(
+            policy, [setting] * len(seeds), arrivals, features, seeds[0], shared, has_histogram=True
+        )
+        return read_outcomes(totals, stretch[1] - stretch[0]), np.asarray(seen.ready + seen.warming)[:, 0]
 
     def _run(
         self,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from orchestration.allocator.arena import Arena, Outcome
 from orchestration.allocator.baselines import BASELINES, Baseline
@@ -20,6 +21,15 @@ from orchestration.allocator.tuning import tune
 
 # Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom.
 _STUDENT = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+_COURSE_POINTS = 240
+_COLUMNS = {
+    "replica_hours": ("replica-hours", 1),
+    "attainment": ("windows on time", 4),
+    "p95_s": ("p95 s", 3),
+    "p99_s": ("p99 s", 3),
+    "dropped": ("dropped", 0),
+    "changes_per_hour": ("changes/h", 1),
+}
 _SAFETY = 0.001
 """Policies are tuned to attain so much more than asked, since the test stretch is another one."""
 
@@ -40,6 +50,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     headline: dict[str, float | int | str | None]
     rows: list[dict[str, Any]]
     notes: list[str]
+    courses: dict[str, list[float]] = {}
+    """Replicas of each policy over the test stretch, with the first seed: means of equal parts."""
 
 
 class _Entry(NamedTuple):
@@ -67,19 +79,37 @@ def compare_policies(
     seeds = list(range(1, num_seeds + 1))
     first = arena.split_s // arena.rules.interval_s
     outcomes: dict[str, list[Outcome]] = {}
+    replicas: dict[str, NDArray[np.float32]] = {}
     for entry in entries:
         features = None if entry.shared is None else np.stack([arena.foreseen(seed)[first:] for seed in seeds], axis=1)
-        outcomes[entry.name] = arena.run_seeds(
+        outcomes[entry.name], replicas[entry.name] = arena.run_seeds(
             entry.policy, entry.setting, arena.test, seeds, features=features, shared=entry.shared
         )
         on_progress(f"{entry.name} has run on the test stretch")
     plans = [run_oracle(arena, arena.test, attainment, seed=seed)[0] for seed in seeds]
-    outcomes[PLANNED.name] = arena.run_seeds(
+    outcomes[PLANNED.name], replicas[PLANNED.name] = arena.run_seeds(
         PLANNED, {"none": 0.0}, arena.test, seeds, features=np.stack(plans, axis=1)[:, :, None]
     )
     entries.append(_Entry(PLANNED.name, PLANNED, {}, None))
     rows = {entry.name: _summarise(entry.name, outcomes[entry.name], entry.setting) for entry in entries}
-    return _judge(arena, outcomes, rows, attainment, [one.name for one in candidates])
+    comparison = _judge(arena, outcomes, rows, attainment, [one.name for one in candidates])
+    return msgspec.structs.replace(comparison, courses={name: thin(values) for name, values in replicas.items()})
+
+
+def tabulate(rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows as a Markdown table, means with their 95 % confidence intervals where there are several seeds."""
+
+    def cell(row: dict[str, Any], field: str, digits: int) -> str:
+        mean = f"{row[field]:.{digits}f}"
+        if f"{field}_ci_low" not in row:
+            return mean
+        return f"{mean} [{row[f'{field}_ci_low']:.{digits}f}, {row[f'{field}_ci_high']:.{digits}f}]"
+
+    lines = [f"| policy | {' | '.join(title for title, _ in _COLUMNS.values())} |", "|---" * (len(_COLUMNS) + 1) + "|"]
+    for row in sorted(rows, key=lambda one: float(one["replica_hours"])):
+        cells = (cell(row, field, digits) for field, (_, digits) in _COLUMNS.items())
+        lines.append(f"| {row['policy']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def interval_of(values: list[float]) -> tuple[float, float, float]:
@@ -90,6 +120,12 @@ def interval_of(values: list[float]) -> tuple[float, float, float]:
     quantile = _STUDENT[len(values) - 2] if len(values) - 2 < len(_STUDENT) else 2.0
     half = quantile * float(np.std(values, ddof=1)) / len(values) ** 0.5
     return mean, mean - half, mean + half
+
+
+def thin(values: NDArray[np.float32], num_points: int = _COURSE_POINTS) -> list[float]:
+    """Return means of at most `num_points` equal parts; what is left at the end of them is left out."""
+    length = -(-len(values) // num_points)
+    return [round(float(mean), 3) for mean in values[: len(values) // length * length].reshape(-1, length).mean(1)]
 
 
 def _summarise(name: str, outcomes: list[Outcome], setting: dict[str, float]) -> dict[str, Any]:
