@@ -33,6 +33,7 @@ from loadtest.benchmarks import (
     sparse_quality,
     stall,
     trim,
+    warm_cache,
 )
 from loadtest.benchmarks.machine import describe_devices
 
@@ -94,6 +95,9 @@ BENCHMARKS = {
         ),
         Benchmark(name="products", summary="products with weights in every form", measure=products.measure),
         Benchmark(name="trim", summary="real blocks that a completion ends with exactly", measure=trim.measure),
+        Benchmark(
+            name="warm-cache", summary="the first 500 keystrokes after the flow warm-cache", measure=warm_cache.measure
+        ),
         Benchmark(name="stall", summary="a long prompt beside running sequences", measure=stall.measure),
     )
 }
