@@ -4,6 +4,7 @@ A part that fails does not keep the others from running; the night fails at its 
 the same date after it was killed, it does not run again what was finished.
 """
 
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,8 +13,9 @@ import prefect
 from orchestration.flows.errors import FlowError
 from orchestration.flows.retrain_policy import retrain_policy
 from orchestration.flows.retrain_predictor import retrain_predictor
-from orchestration.flows.steps import call_flow, show_table
+from orchestration.flows.steps import call_flow, show_plot, show_table
 from orchestration.flows.warm_cache import warm_cache
+from server import plots
 
 
 @prefect.flow(name="nightly")
@@ -26,6 +28,8 @@ async def nightly(
     feedback: str = "",
     telemetry: list[str] | None = None,
     policy: str = "",
+    steps: str = "",
+    slo_ms: float = 300,
     date: str = "",
 ) -> dict[str, Any]:
     """Retrain the predictor, warm caches, retrain the allocator's policy; parts without their input are left out.
@@ -41,19 +45,24 @@ async def nightly(
         warm = {"repositories": repositories, "log": log, "server": server, "model": model, "config": config}
         parts["warm-cache"] = (warm_cache, warm | {"run_key": run_key})
     if telemetry and policy:
-        parts["retrain-policy"] = (retrain_policy, {"policy": policy, "telemetry": telemetry, "run_key": run_key})
+        learn = {"policy": policy, "telemetry": telemetry, "steps": steps, "slo_ms": slo_ms}
+        parts["retrain-policy"] = (retrain_policy, learn | {"run_key": run_key})
     done: dict[str, Any] = {}
     failed: dict[str, Exception] = {}
+    took_s: dict[str, float] = {}
     for name, (flow, parameters) in parts.items():
+        began_s = time.monotonic()
         try:
             done[name] = await call_flow(flow, **parameters)
         except Exception as error:
             if _is_about_prefect(error):
                 raise
             failed[name] = error
-    rows = [{"part": name, "outcome": str(done.get(name, failed.get(name)))} for name in parts]
+        took_s[name] = round(time.monotonic() - began_s, 1)
+    rows = [{"part": name, "seconds": took_s[name], "outcome": str(done.get(name, failed.get(name)))} for name in parts]
     if rows:
         await show_table("nightly", rows, title=f"the night of {run_key}")
+        await show_plot("nightly-seconds", plots.bars(f"The night of {run_key}", took_s, x_label="seconds"))
     if failed:
         raise FlowError(
             f"{len(failed)} of {len(parts)} parts of the night of {run_key} failed: "

@@ -13,7 +13,8 @@ import prefect
 from engine.weights import partitioning
 from engine.weights.partition import read_manifest
 from engine.weights.partitioning import Job
-from orchestration.flows.steps import show_table, step
+from orchestration.flows.steps import show_plot, show_table, step
+from server import plots
 
 
 @prefect.flow(name="partition-model")
@@ -33,6 +34,8 @@ async def partition_model(stages: int, out: str, model: str = "") -> dict[str, A
         difference = await verify_logits(job)
         rows = await publish(job)
     await show_table("partition", rows, title=f"{job.out}, logits differ by {difference:.1g} of the largest")
+    sizes = {f"stage {row['stage']}": row["num_bytes"] / 1e6 for row in rows}
+    await show_plot("partition-sizes", plots.bars("Sizes of the stages", sizes, x_label="MB"))
     return {"directory": job.out, "is_new": True, "num_bytes": job.num_bytes, "logits_difference": difference}
 
 

@@ -25,6 +25,10 @@ def prepare() -> Path:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")  # a busy machine needs long
     os.environ.setdefault("PREFECT_SERVER_UI_ENABLED", "false")  # of embedded servers, which nobody sees
+    # Else a server that is killed takes with it who held a slot of a limit, and the slot is never free again.
+    os.environ.setdefault(
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem"
+    )
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "ERROR")
     return home

@@ -1,10 +1,17 @@
-"""Prefect's server, started on loopback and stopped again, where nobody runs one. Knows no flow."""
+"""Prefect's server, started on loopback and stopped again, where nobody runs one. Knows no flow.
+
+The server also stops when its standard input closes, so it does not outlive a parent that was killed; run as a program,
+this module is that server.
+"""
 
 import contextlib
 import os
+import runpy
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -13,6 +20,7 @@ from pathlib import Path
 
 from orchestration.flows.errors import PrefectServerError
 
+_ITSELF = "orchestration.flows.prefect_server"
 _READY_S = 120.0
 _STOP_S = 15.0
 
@@ -25,8 +33,13 @@ class LoopbackServer:
 
 
 @contextlib.contextmanager
-def loopback_server(home: Path, *, port: int = 0, has_ui: bool = False) -> Iterator[LoopbackServer]:
-    """Run a server whose state is in `home`; ready when this returns. Raises PrefectServerError."""
+def loopback_server(
+    home: Path, *, port: int = 0, has_ui: bool = False, is_embedded: bool = False
+) -> Iterator[LoopbackServer]:
+    """Run a server whose state is in `home`; ready when this returns. Raises PrefectServerError.
+
+    `is_embedded`: for one run, beside which a server of the same `home` may keep the schedules.
+    """
     port = port or _free_port()
     home.mkdir(parents=True, exist_ok=True)
     log_path = home / "server.log"
@@ -37,9 +50,11 @@ def loopback_server(home: Path, *, port: int = 0, has_ui: bool = False) -> Itera
         "PREFECT_SERVER_UI_ENABLED": "true" if has_ui else "false",
     }
     environment.pop("PREFECT_API_URL", None)
-    arguments = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    if is_embedded:
+        environment["PREFECT__SERVER_EPHEMERAL"] = "1"  # as Prefect says it to the ones that it embeds
+    arguments = [sys.executable, "-P", "-m", _ITSELF, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with log_path.open("wb") as log:
-        process = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log, stdin=subprocess.PIPE)
         try:
             server = LoopbackServer(process, port)
             _wait_until_ready(server, log_path)
@@ -51,6 +66,8 @@ def loopback_server(home: Path, *, port: int = 0, has_ui: bool = False) -> Itera
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
 
 
 def is_answering(api_url: str) -> bool:
@@ -74,7 +91,19 @@ def _wait_until_ready(server: LoopbackServer, log_path: Path) -> None:
         time.sleep(0.2)
 
 
+def _stop_at_eof() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_STOP_S)
+    os._exit(1)
+
+
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_stop_at_eof, daemon=True).start()
+    runpy.run_module("prefect", run_name="__main__", alter_sys=True)

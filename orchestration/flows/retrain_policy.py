@@ -13,7 +13,7 @@ import msgspec
 import prefect
 
 from orchestration.flows.errors import FlowInputError
-from orchestration.flows.steps import show_report, show_table, step
+from orchestration.flows.steps import show_plot, show_report, show_table, step
 
 _TRACE, _FIT, _CANDIDATE, _COMPARISON = "trace.csv", "fit.json", "candidate", "comparison.json"
 REPORT_NAME = "report.md"
@@ -51,6 +51,8 @@ async def retrain_policy(
     await promote_policy(work, policy, judged["verdict"], run_key=run_key)
     await show_table("policies", judged["rows"], title=f"{judged['verdict']}: {judged['reason']}")
     await show_report("retrain-policy", judged["report"])
+    for name, svg in _read_plots(work, judged["plots"]).items():
+        await show_plot(f"policies-{name}", svg)
     return {
         "verdict": judged["verdict"],
         "reason": judged["reason"],
@@ -130,9 +132,10 @@ def train_policy(
 def evaluate_policy(
     work: str, policy: str, fleet: dict[str, Any], scale: float, attainment: float, seeds: int, *, run_key: str
 ) -> dict[str, Any]:
-    """Compare on held-out windows with the promoted policy and every baseline; write the report."""
-    from orchestration.allocator import checkpoint, retraining
+    """Compare on held-out windows with the promoted policy and every baseline; write the report and its plots."""
+    from orchestration.allocator import checkpoint, plots, retraining
     from orchestration.allocator.errors import CheckpointError
+    from orchestration.allocator.evaluate import tabulate
 
     del run_key
     folder = Path(work)
@@ -149,11 +152,22 @@ def evaluate_policy(
     )
     verdict, reason = retraining.judge(comparison)
     (folder / _COMPARISON).write_bytes(msgspec.json.format(msgspec.json.encode(comparison)))
-    report = describe(comparison.rows, verdict, reason, attainment)
-    (folder / REPORT_NAME).write_text(report, "utf-8")
+    drawn = plots.draw(comparison, attainment=attainment)
+    for name, svg in drawn.items():
+        (folder / f"{name}.svg").write_bytes(svg)
+    report = f"# Policy: {verdict}\n\nBecause {reason}.\n\n{tabulate(comparison.rows)}\n"
+    pictures = "\n".join(f"![{name}]({name}.svg)\n" for name in drawn)
+    (folder / REPORT_NAME).write_text(f"{report}\n{pictures}", "utf-8")
     kept = ("policy", "replica_hours", "attainment", "p95_s", "p99_s", "dropped", "changes_per_hour")
     rows = [{key: row[key] for key in kept} for row in comparison.rows]
-    return {"verdict": verdict, "reason": reason, "rows": rows, "report": report, "headline": comparison.headline}
+    return {
+        "verdict": verdict,
+        "reason": reason,
+        "rows": rows,
+        "report": report,
+        "plots": list(drawn),
+        "headline": comparison.headline,
+    }
 
 
 @step(timeout_s=300, is_kept=True)
@@ -168,22 +182,10 @@ def promote_policy(work: str, policy: str, verdict: Any, *, run_key: str) -> str
     return str(verdict)
 
 
-def describe(rows: list[dict[str, Any]], verdict: str, reason: str, attainment: float) -> str:
-    """Return the report as Markdown: the verdict, costs as bars, and the table behind them."""
-    most = max(row["replica_hours"] for row in rows)
-    lines = [f"# Policy: {verdict}", "", f"Because {reason}.", "", "```"]
-    for row in sorted(rows, key=lambda one: float(one["replica_hours"])):
-        bar = "█" * round(40 * row["replica_hours"] / most)
-        missed = "" if row["attainment"] >= attainment else f"  below {attainment:.1%}"
-        lines.append(f"{row['policy']:<18} {bar} {row['replica_hours']:.1f} replica-hours{missed}")
-    lines += ["```", "", "| policy | replica-hours | windows on time | p95 s | p99 s | dropped | changes/h |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    lines += [
-        f"| {row['policy']} | {row['replica_hours']:.1f} | {row['attainment']:.4f} | {row['p95_s']:.3f} | "
-        f"{row['p99_s']:.3f} | {row['dropped']:.0f} | {row['changes_per_hour']:.1f} |"
-        for row in rows
-    ]
-    return "\n".join([*lines, ""])
+def _read_plots(work: str, names: list[str]) -> dict[str, bytes]:
+    """Return the plots that an earlier run may have drawn; a file that was removed since is left out."""
+    files = {name: Path(work) / f"{name}.svg" for name in names}
+    return {name: file.read_bytes() for name, file in files.items() if file.exists()}
 
 
 def _folder(policy: str, run_key: str) -> str:

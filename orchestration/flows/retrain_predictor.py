@@ -12,7 +12,8 @@ from typing import Any
 import prefect
 
 from orchestration.flows.errors import FlowInputError
-from orchestration.flows.steps import show_table, step
+from orchestration.flows.steps import show_plot, show_table, step
+from server import plots
 from server.errors import PredictorError
 from server.feedback import PREDICTOR_NAME, read_feedback
 from server.predictor import Guess, Predictor, train
@@ -32,6 +33,8 @@ async def retrain_predictor(feedback: str, newest_share: float = 0.3, run_key: s
     """
     report = await train_and_judge(feedback, newest_share, run_key=run_key)
     await show_table("predictor", report["rows"], title=f"mean loss in nats: {report['verdict']}")
+    losses = {row["predictor"]: row["loss"] for row in report["rows"]}
+    await show_plot("predictor-losses", plots.bars("Predictors on the newest guesses", losses, x_label="nats a guess"))
     return {key: value for key, value in report.items() if key != "rows"}
 
 

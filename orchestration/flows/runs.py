@@ -4,6 +4,7 @@ Prefect is loaded here only when it is needed.
 """
 
 import asyncio
+import atexit
 import contextlib
 import inspect
 import os
@@ -19,7 +20,7 @@ from orchestration.flows.prefect_home import prepare
 from orchestration.flows.prefect_server import is_answering, loopback_server
 from orchestration.flows.registry import entry_of, load_flow
 
-_IS_UNREACHABLE = re.compile(r"Failed to reach API|ephemeral Prefect API server")
+_IS_UNREACHABLE = re.compile(r"Failed to reach API")
 
 DEPLOYMENT = "cloudcomplete"
 """What a served flow is called beside its own name: `nightly/cloudcomplete`."""
@@ -32,7 +33,7 @@ def run_flow(name: str, words: Sequence[str], *, api_url: str = "", is_plain: bo
     Raises FlowInputError, PrefectServerError, or what the flow raises.
     """
     entry_of(name)
-    prepare()
+    home = prepare()
     api_url = api_url or os.environ.get("PREFECT_API_URL", "")
     if api_url and not is_plain and not is_answering(api_url):
         raise PrefectServerError(
@@ -43,8 +44,12 @@ def run_flow(name: str, words: Sequence[str], *, api_url: str = "", is_plain: bo
     parameters = read_parameters(name, flow.fn, words)
     if is_plain:
         return asyncio.run(flow.fn(**parameters))
+    if not api_url:
+        embedded = contextlib.ExitStack()
+        api_url = embedded.enter_context(loopback_server(home, is_embedded=True)).api_url
+        atexit.register(embedded.close)  # until then Prefect's threads have to tell it something
     with _explained(name, api_url), _server_at(api_url):
-        return asyncio.run(_run(flow, parameters))
+        return asyncio.run(flow(**parameters))
 
 
 def serve_flows(
@@ -67,6 +72,8 @@ def serve_flows(
                 "leave --api and PREFECT_API_URL away to have one started"
             )
         os.environ["PREFECT_API_URL"] = api_url
+        exits.enter_context(_explained("serve", api_url))
+        exits.enter_context(_server_at(api_url))
         _serve(chosen, crons, api_url)
 
 
@@ -99,22 +106,7 @@ def _takes(signature: inspect.Signature) -> str:
     )
 
 
-async def _run(flow: Any, parameters: dict[str, Any]) -> Any:
-    from orchestration.flows.steps import limit_heavy_steps
-
-    await limit_heavy_steps()
-    return await flow(**parameters)
-
-
 def _serve(chosen: Mapping[str, Sequence[str]], crons: Mapping[str, str], api_url: str) -> None:
-    from orchestration.flows.steps import limit_heavy_steps
-
-    with _explained("serve", api_url), _server_at(api_url):
-        asyncio.run(limit_heavy_steps())
-        _serve_at(chosen, crons, api_url)
-
-
-def _serve_at(chosen: Mapping[str, Sequence[str]], crons: Mapping[str, str], api_url: str) -> None:
     import prefect
     from prefect.types.entrypoint import EntrypointType
 
@@ -126,13 +118,15 @@ def _serve_at(chosen: Mapping[str, Sequence[str]], crons: Mapping[str, str], api
         try:
             deployments.append(
                 flow.to_deployment(
-                    DEPLOYMENT, cron=cron, parameters=parameters, entrypoint_type=EntrypointType.MODULE_PATH
+                    DEPLOYMENT,
+                    cron=cron,
+                    parameters=parameters,
+                    entrypoint_type=EntrypointType.MODULE_PATH,
+                    concurrency_limit=1,  # a night that takes longer than a day is not joined by the next one
                 )
             )
-        except ValueError as error:
-            raise FlowInputError(
-                f"{name}: {cron!r} is no cron schedule ({error}); expected such as '0 3 * * *'"
-            ) from None
+        except ValueError:
+            raise FlowInputError(f"{name}: {cron!r} is no cron schedule; expected such as '0 3 * * *'") from None
     print(f"serving {', '.join(chosen)} at {api_url}", flush=True)  # noqa: T201
     # On SIGTERM Prefect's runner leaves a coroutine behind; it stops all the same.
     warnings.filterwarnings("ignore", message="coroutine 'Runner.astop' was never awaited")
@@ -143,7 +137,7 @@ def _serve_at(chosen: Mapping[str, Sequence[str]], crons: Mapping[str, str], api
 def _server_at(api_url: str) -> Iterator[None]:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with temporary_settings({PREFECT_API_URL: api_url} if api_url else {}):
+    with temporary_settings({PREFECT_API_URL: api_url}):
         yield
 
 
@@ -159,7 +153,7 @@ def _explained(name: str, api_url: str) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not _is_about_the_server(error):
             raise
         raise PrefectServerError(
-            f"Prefect's server at {api_url or 'loopback (embedded)'} stopped answering in the middle of {name} "
+            f"Prefect's server at {api_url} stopped answering in the middle of {name} "
             f"({type(error).__name__}); expected it until the end; start it and run the same command again: "
             "steps that were finished are not run again"
         ) from error

@@ -1,33 +1,35 @@
-"""What the steps of all flows have in common: retries, timeouts, results that are kept, a limit of heavy ones at once.
+"""What the steps of all flows have in common: retries, timeouts, results that are kept, turns of heavy ones.
 
 A step is a plain function. Called within a run of a Prefect flow it is a Prefect task; called anywhere else, as from
 `flow.fn(...)`, it is the function, in a thread. Artifacts likewise: outside of a run there is nobody to show them to.
 """
 
 import asyncio
+import base64
+import contextlib
+import fcntl
 import functools
 import hashlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 import prefect
-from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
+from prefect.artifacts import acreate_image_artifact, acreate_markdown_artifact, acreate_table_artifact
 from prefect.cache_policies import NO_CACHE, CacheKeyFnPolicy
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.concurrency.asyncio import concurrency
 from prefect.context import FlowRunContext, TaskRunContext
 
 from engine.errors import EngineError
 from orchestration.allocator.errors import AllocatorError
 from orchestration.flows.errors import FlowError
+from orchestration.flows.prefect_home import prepare
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-HEAVY = "cloudcomplete-heavy"
-"""The limit on steps that take a whole machine, over all flows of one server."""
+_TURN_S = 0.2
+"""Seconds between two looks whether a heavy step may begin."""
 _NOT_RETRIED = (AllocatorError, EngineError, FlowError, ValueError, TypeError)
 """Wrong input stays wrong; what disks, networks and other processes do may pass."""
 _RETRY_DELAYS_S = (1.0, 10.0)
@@ -49,11 +51,6 @@ def step(
         async def run(*args: P.args, **kwargs: P.kwargs) -> R:
             return await asyncio.to_thread(function, *args, **kwargs)
 
-        @functools.wraps(function)
-        async def run_in_turn(*args: P.args, **kwargs: P.kwargs) -> R:
-            async with concurrency(HEAVY, occupy=1):
-                return await run(*args, **kwargs)
-
         task = prefect.task(
             name=name,
             retries=retries,
@@ -64,13 +61,14 @@ def step(
             persist_result=is_kept,
             result_serializer="json" if is_kept else None,
             tags=["heavy"] if is_heavy else [],
-        )(run_in_turn if is_heavy else run)
+        )(run)
 
         @functools.wraps(function)
         async def call(*args: P.args, **kwargs: P.kwargs) -> R:
             if FlowRunContext.get() is None:
                 return await run(*args, **kwargs)
-            return await task(*args, **kwargs)
+            async with heavy_turn() if is_heavy else contextlib.nullcontext():  # its time begins with its turn
+                return await task(*args, **kwargs)
 
         return call
 
@@ -90,16 +88,34 @@ async def show_table(key: str, rows: Sequence[dict[str, Any]], *, title: str) ->
         await acreate_table_artifact(table=[dict(row) for row in rows], key=key, description=title)
 
 
+async def show_plot(key: str, svg: bytes) -> None:
+    """Show an SVG as an artifact of the run."""
+    if FlowRunContext.get() is not None:
+        url = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+        await acreate_image_artifact(image_url=url, key=key)
+
+
 async def show_report(key: str, markdown: str) -> None:
     """Show a text as an artifact of the run."""
     if FlowRunContext.get() is not None:
         await acreate_markdown_artifact(markdown=markdown, key=key)
 
 
-async def limit_heavy_steps(at_once: int = 1) -> None:
-    """Tell Prefect's server how many heavy steps may run at once."""
-    async with get_client() as client:
-        await client.upsert_global_concurrency_limit_by_name(HEAVY, at_once)
+@contextlib.asynccontextmanager
+async def heavy_turn() -> AsyncIterator[None]:
+    """Wait until no other heavy step runs on this machine, whatever flow or process it belongs to.
+
+    The lock is the kernel's and ends with its process: a run that was killed leaves nothing that the next one would
+    wait for, as it would with a slot of a server that has died too.
+    """
+    with (prepare() / "heavy.lock").open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(_TURN_S)
+        yield
 
 
 def _may_pass(task: Any, task_run: Any, state: State[Any]) -> bool:

@@ -19,7 +19,8 @@ import msgspec
 import prefect
 
 from orchestration.flows.errors import FlowError, FlowInputError
-from orchestration.flows.steps import show_table, step
+from orchestration.flows.steps import show_plot, show_table, step
+from server import plots
 from server.client import Client
 from server.config import ServerConfig
 from server.errors import RepositoryError, RequestFailedError, UnavailableError
@@ -56,6 +57,9 @@ async def warm_cache(
     if log or not server:
         asked = await ask_again(log, server, model, config, tenant, most, run_key=run_key)
         await show_table("warmed-answers", [asked], title="requests asked again, by where their answers came from")
+        sources = {key.removeprefix("from_"): count for key, count in asked.items() if key.startswith("from_")}
+        drawn = plots.stacked_bars("Where answers came from", {"asked again": sources}, x_label="share of requests")
+        await show_plot("warmed-sources", drawn)
     return {"projects": len(rows), "files": sum(row["files"] for row in rows), **asked}
 
 

@@ -58,6 +58,9 @@ def test_telemetry_becomes_a_policy_that_is_judged_on_what_came_after(
     assert result["oracle_replica_hours"] < result["best_baseline_replica_hours"]
     report = (work / "report.md").read_text()
     assert report.startswith(f"# Policy: {result['verdict']}")
+    for name in ("costs", "service-level", "replicas"):
+        assert f"![{name}]({name}.svg)" in report
+    assert "learned" in (work / "replicas.svg").read_text()
     for name in ("static", "mmc_proportional", "learned", "oracle"):
         assert f"| {name} |" in report
 
@@ -133,6 +136,37 @@ def test_a_run_that_failed_goes_on_at_the_step_where_it_was(
         Path(telemetry[0]).unlink()
         assert night()["verdict"] == "promoted"
         assert float(checkpoint.load(tmp_path / "policy").may_miss) == 0.25
+        assert {"policies", "retrain-policy", "policies-costs"} <= artifact_keys()
+    assert (tmp_path / "policy.retraining" / "a night" / "costs.svg").read_bytes().startswith(b"<svg")
+
+
+def artifact_keys() -> set[str | None]:
+    from prefect.client.orchestration import get_client
+
+    async def read() -> set[str | None]:
+        async with get_client() as client:
+            return {artifact.key for artifact in await client.read_artifacts()}
+
+    return asyncio.run(read())
+
+
+def test_an_incumbent_of_another_state_layout_is_as_none_and_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "policy"
+    checkpoint.save(policy_of(0.5), place)
+    (place / "layout.json").write_text('{"state": ["moon_phase"]}')
+    seen: list[Weights | None] = []
+
+    def evaluate(*_: Any, incumbent: Weights | None, **__: Any) -> Comparison:
+        seen.append(incumbent)
+        return comparison(own=True, old=None)
+
+    monkeypatch.setattr(retraining, "train", lambda *_, **__: Outcome(weights=policy_of(0.25), headline={}))
+    monkeypatch.setattr(retraining, "evaluate", evaluate)
+    assert run(policy=str(place), telemetry=[record(tmp_path / "telemetry.jsonl", hours=1)])["verdict"] == "promoted"
+    assert seen == [None]
+    assert float(checkpoint.load(place).may_miss) == 0.25
 
 
 def test_wrong_input_is_refused(tmp_path: Path) -> None:

@@ -2,9 +2,13 @@
 
 import asyncio
 import importlib.util
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,12 @@ from engine.weights.load import load_model
 from orchestration.flows import prefect_home as home_module
 from orchestration.flows import runs
 from orchestration.flows.errors import FlowInputError, PrefectServerError
-from orchestration.flows.prefect_server import LoopbackServer, is_answering
-from orchestration.flows.runs import read_parameters, run_flow
+from orchestration.flows.prefect_server import LoopbackServer, is_answering, loopback_server
+from orchestration.flows.runs import read_parameters, run_flow, serve_flows
+from server.client import Client
+from server.request_log import RequestLog
+from tests.server.counting_engine import CountingEngine
+from tests.server.in_process_server import InProcessServer
 
 pytestmark = pytest.mark.filterwarnings("default")  # Prefect's own
 
@@ -42,7 +50,7 @@ def test_a_flow_is_a_plain_function_too(tmp_path: Path) -> None:
 
 
 def test_a_flow_runs_embedded_with_no_server(prefect_home: Path, tmp_path: Path) -> None:
-    """In a process of its own, since Prefect keeps an embedded server until the process ends."""
+    """In a process of its own, since the embedded server is kept until the process ends."""
     command = [sys.executable, "-m", "cloudcomplete", "flows", "run", "partition-model", "stages=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(prefect_home / "embedded")}
     environment.pop("PREFECT_API_URL", None)
@@ -68,10 +76,8 @@ def test_a_flow_runs_against_a_server_which_then_knows_its_tasks_and_artifacts(
     from prefect.client.orchestration import get_client
 
     from orchestration.flows.partition_model import partition_model
-    from orchestration.flows.steps import HEAVY, limit_heavy_steps
 
     async def run() -> None:
-        await limit_heavy_steps()
         result = await partition_model(2, str(tmp_path / "out"), str(MODEL))
         assert result["logits_difference"] == 0
         with pytest.raises(ConfigError, match="99 stages are more than"):
@@ -79,7 +85,6 @@ def test_a_flow_runs_against_a_server_which_then_knows_its_tasks_and_artifacts(
         async with get_client() as client:
             artifacts = await client.read_artifacts()
             assert "partition" in [artifact.key for artifact in artifacts]
-            assert (await client.read_global_concurrency_limit_by_name(HEAVY)).limit == 1
             # The flow is done when its steps are; the server hears of their states from events, a moment later.
             async with asyncio.timeout(60):
                 while any(not run.state or not run.state.is_final() for run in await client.read_task_runs()):  # noqa: ASYNC110
@@ -132,6 +137,124 @@ def test_a_step_is_retried_when_its_failure_may_pass_and_its_result_is_kept_by_i
 
     run_against(server, run)
     assert calls == ["a", "a", "w"]
+
+
+def test_heavy_steps_take_turns_and_a_step_that_takes_too_long_is_tried_again_and_fails(
+    server: LoopbackServer,
+) -> None:
+    import prefect
+
+    from orchestration.flows.steps import step
+
+    happened: list[str] = []
+
+    @step(timeout_s=60, is_heavy=True)
+    def heavy(name: str) -> None:
+        happened.append(f"{name} begins")
+        time.sleep(0.3)
+        happened.append(f"{name} ends")
+
+    @step(timeout_s=0.2, retries=1)
+    def slow() -> None:
+        happened.append("slow")
+        time.sleep(0.5)
+
+    @prefect.flow
+    async def flow() -> None:
+        await asyncio.gather(heavy("a"), heavy("b"))
+        await slow()
+
+    with pytest.raises(TimeoutError):
+        run_against(server, flow)
+    first, last = ("a", "b") if happened[0] == "a begins" else ("b", "a")
+    turns = [f"{name} {what}" for name in (first, last) for what in ("begins", "ends")]
+    assert happened == [*turns, "slow", "slow"]
+
+
+def test_prefects_server_that_dies_in_the_middle_is_said_and_completions_are_served_on(
+    prefect_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    from orchestration.flows import warm_cache
+
+    RequestLog(tmp_path / "log", max_bytes=1 << 20).close()
+    plain = warm_cache.newest_requests
+    with loopback_server(prefect_home / "dying") as dying, InProcessServer(CountingEngine()) as served:
+
+        def newest_requests(*args: Any, **rest: Any) -> Any:
+            dying.process.kill()
+            dying.process.wait()
+            return plain(*args, **rest)
+
+        monkeypatch.setattr(warm_cache, "newest_requests", newest_requests)
+        words = [f"log={tmp_path / 'log'}", f"server={served.address}"]
+        message = r"stopped answering in the middle of warm-cache .*run the same command again"
+        # Else Prefect waits two minutes for its server to come back.
+        with pytest.raises(PrefectServerError, match=message), temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 1}):
+            run_flow("warm-cache", words, api_url=dying.api_url)
+        with Client(served.address) as client:
+            assert client.complete("1 ", max_tokens=1).text == "2 "
+
+
+def test_the_server_of_a_run_that_was_killed_ends_too(prefect_home: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from orchestration.flows.prefect_server import loopback_server\n"
+        "with loopback_server(Path(sys.argv[1]), is_embedded=True) as server:\n"
+        "    print(server.api_url, flush=True)\n"
+        "    time.sleep(600)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(prefect_home / "orphan")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        api_url = process.stdout.readline().strip()
+        assert is_answering(api_url)
+    finally:
+        process.kill()
+        process.communicate()
+    deadline_s = time.monotonic() + 60
+    while is_answering(api_url):
+        assert time.monotonic() < deadline_s, "the server outlived its run by a minute"
+        time.sleep(0.2)
+
+
+@pytest.mark.long
+def test_a_schedule_fires_its_run_completes_and_sigterm_ends_all(prefect_home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-P", "-m", "cloudcomplete", "flows", "serve", "partition-model", f"model={MODEL}"]
+    command += ["stages=2", f"out={out}", "--cron", "partition-model=* * * * *", "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(prefect_home / "served")}
+    environment.pop("PREFECT_API_URL", None)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        api_url = process.stdout.readline().strip().removeprefix("serving partition-model at ")
+        request = urllib.request.Request(
+            f"{api_url}/flow_runs/filter", b"{}", headers={"Content-Type": "application/json"}
+        )
+        states: list[str] = []
+        deadline_s = time.monotonic() + 240
+        while "COMPLETED" not in states:
+            assert time.monotonic() < deadline_s, states
+            time.sleep(1)
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                states = [run["state_type"] for run in json.load(reply)]
+        assert_published(out)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+        assert not is_answering(api_url)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_schedule_that_is_none_is_refused(server: LoopbackServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", server.api_url)
+    with pytest.raises(FlowInputError, match=r"nightly: 'never' is no cron schedule; expected such as '0 3"):
+        serve_flows({"nightly": []}, crons={"nightly": "never"})
 
 
 @pytest.mark.usefixtures("prefect_home")
