@@ -1,7 +1,7 @@
 """`bench warm-cache`: what the flow `warm-cache` buys in the first 500 keystrokes that a server gets.
 
 Typists type the same places of an editing history on a fresh server, three times: cold; warmed with what was asked at
-the 500 keystrokes before those places, none of which is typed again (yesterday's log, today's work); and warmed with
+the 250 keystrokes before those places, none of which is typed again (yesterday's log, today's work); and warmed with
 what is asked at these very places (the log of the same work, as after a restart, or of somebody with the same files):
 no log can give more than that. The flow runs as its command runs it, without Prefect. Pauses are cut to a second, which
 changes no request.
@@ -102,8 +102,8 @@ def requests_at(trace: Trace, stretches: Sequence[Stretch]) -> list[CompletionRe
 
 
 def requests_before(trace: Trace, stretches: Sequence[Stretch]) -> list[CompletionRequest]:
-    """Return what was asked at as many keystrokes before each stretch, less what is asked in any of the stretches."""
-    earlier = [Stretch(max(0, one.first - one.count), min(one.first, one.count)) for one in stretches]
+    """Return what was asked at half as many keystrokes before each stretch, less what is asked in any of them."""
+    earlier = [Stretch(max(0, one.first - one.count // 2), min(one.first, one.count // 2)) for one in stretches]
     measured = {(request.before, request.after) for request in requests_at(trace, stretches)}
     asked = requests_at(trace, [one for one in earlier if one.count])
     return [request for request in asked if (request.before, request.after) not in measured]
@@ -123,8 +123,8 @@ def warm(requests: Sequence[CompletionRequest], address: str, directory: Path) -
     write_log(requests, log)
     began_s = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "cloudcomplete", "flows", "run", "warm-cache", "--plain", "--json", str(out),
-         f"log={log}", f"server={address}", f"most={len(requests)}"],
+        [sys.executable, "-P", "-m", "cloudcomplete", "flows", "run", "warm-cache", f"log={log}",
+         f"server={address}", f"most={len(requests)}", "--plain", "--json", str(out)],
         env={**os.environ, "PREFECT_HOME": str(directory / "prefect")},
         capture_output=True, text=True, timeout=_FLOW_S, check=False,
     )  # fmt: skip

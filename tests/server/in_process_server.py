@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
+from cache.completion_cache import CompletionCache
 from engine.types import CompletionEngine
 from server import app as app_module
 from server.app import App
@@ -20,8 +21,8 @@ T = TypeVar("T")
 class InProcessServer:
     """Started without signals; `engine=None` leaves it starting until `open_engine`."""
 
-    def __init__(self, engine: CompletionEngine | None, **config: Any) -> None:
-        self._engine = engine
+    def __init__(self, engine: CompletionEngine | None, *, cache: CompletionCache | None = None, **config: Any) -> None:
+        self._engine, self._cache = engine, cache
         self._config = msgspec.convert(
             {"grpc_port": 0, "drain_s": WAIT_S, "chunk_interval_s": 0.0, "trim": "off", **config}, ServerConfig
         )
@@ -62,7 +63,7 @@ class InProcessServer:
         await app_module.open_engine(self.app, engine)
 
     async def _start(self) -> tuple[App, int]:
-        app = await app_module.build(self._config)
+        app = await app_module.build(self._config, cache=self._cache)
         port = await app_module.start(app)
         if self._engine is not None:
             await app_module.open_engine(app, self._engine)

@@ -5,30 +5,34 @@ from pathlib import Path
 
 import pytest
 
+from cache.completion_cache import CompletionCache
+from cache.config import CacheConfig
 from loadtest.benchmarks import warm_cache
 from loadtest.benchmarks.warm_cache import Brisk
 from loadtest.dialects import open_dialect
 from loadtest.replay import Replay
 from loadtest.stretches import Stretch
+from server.client import Client
 from server.request_log import read_request_log
 from tests.loadtest.handmade_trace import trace_of, typed
 from tests.server.counting_engine import CountingEngine
 from tests.server.in_process_server import InProcessServer
 
 # The second line is typed where the first one was before it.
-TRACE = Brisk(trace_of([*typed("abc"), *typed("\n1 2 3 4", at=3, begin_s=9.0, gap_s=0.02)]))
+TRACE = Brisk(trace_of([*typed("abc"), *typed("\n1 2 3 4", at=3, begin_s=9.0, gap_s=0.2)]))
 
 
 def test_pauses_are_cut_and_nothing_else() -> None:
     times_s = [moment.at_s for moment in TRACE.moments(first=0, count=5)]
-    assert times_s == pytest.approx([0.0, 0.1, 0.2, 1.2, 1.22, 1.24])
+    assert times_s == pytest.approx([0.0, 0.1, 0.2, 1.2, 1.4, 1.6])
 
 
 def test_the_earlier_log_has_the_keystrokes_before_and_none_that_is_typed() -> None:
-    stretches = [Stretch(2, 2), Stretch(3, 3), Stretch(0, 1)]
+    stretches = [Stretch(2, 4), Stretch(3, 5), Stretch(0, 1)]
     earlier = warm_cache.requests_before(TRACE, stretches)
-    assert [request.before for request in earlier] == ["ab"], "the first key of all is typed by the third one"
-    assert [request.before for request in warm_cache.requests_at(TRACE, stretches[:1])] == ["abc", "abc\n"]
+    assert [request.before for request in earlier] == ["ab", "ab"], "the others are typed by one of the three"
+    asked = warm_cache.requests_at(TRACE, stretches[:1])
+    assert [request.before for request in asked] == ["abc", "abc\n", "abc\n1", "abc\n1 "]
 
 
 def replay_at(address: str) -> Replay:
@@ -54,10 +58,13 @@ def test_the_log_is_the_servers_and_what_was_warmed_by_it_needs_no_model(tmp_pat
                 read_request_log(path)]  # fmt: skip
 
     assert asked(log) == asked(made)
-    with InProcessServer(CountingEngine()) as server:
+    cache = CompletionCache(CacheConfig(directory=str(tmp_path), snapshot_s=0.0))
+    with InProcessServer(CountingEngine(), cache=cache) as server, Client(server.address) as client:
         warmed = warm_cache.warm(requests, server.address, tmp_path)
         assert warmed["warm_requests"] == len(requests)
-        replay = replay_at(server.address)
-    shares = [warm_cache.figures_of(one)["answered_without_model_share"] for one in (cold, replay)]
-    assert shares[1] == 1.0
-    assert (shares[0] or 0.0) < 1.0
+        sources = [
+            client.complete(one.before, one.after, path=one.path, temperature=0.0, max_tokens=32, session_id="s").source
+            for one in requests
+        ]
+    assert sources[0] == "memory"
+    assert "model" not in sources
