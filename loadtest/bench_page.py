@@ -21,7 +21,6 @@ _TITLES = {
     "faults": "Faults under load",
     "replay-sveltecomponent": "Typing, one user: an editing history of a Svelte component",
     "keystroke": "One more character on a long prompt",
-    "warm-cache": "The first keystrokes after the flow warm-cache",
     "stall": "A long prompt beside running sequences",
     "peers": "Tokens per second beside llama.cpp and transformers",
     "sparse": "Block-sparse attention over dense attention",
