@@ -3,6 +3,7 @@ import shutil
 import msgspec
 import pytest
 
+from engine.budgets import FixedBudgets, LearnedBudgets
 from engine.config import EngineConfig
 from engine.errors import ConfigError, ModelConfigError
 from engine.loader import compile_cache_directory, load_engine, load_replicas
@@ -53,6 +54,19 @@ def test_replicas_share_the_weights_and_can_be_added_while_they_run(config) -> N
         assert replicas.identity
     finally:
         replicas.close(timeout_s=5)
+
+
+def test_budgets_are_learned_only_when_that_is_asked_for(config) -> None:
+    texts = set()
+    for mode, kind in (("fixed", FixedBudgets), ("learned", LearnedBudgets)):
+        engine = load_engine(TINY_MODEL, msgspec.structs.replace(config, budgets=mode))
+        try:
+            assert type(engine._engine._budgets) is kind
+            texts.add(complete(engine))
+        finally:
+            engine.close(timeout_s=5)
+    assert EngineConfig().budgets == "fixed"
+    assert len(texts) == 1
 
 
 def test_less_than_one_replica_is_refused(config) -> None:
