@@ -3,7 +3,8 @@
 A new server of the starter model is calibrated as `cloudcomplete allocator calibrate` does it. Then requests come at
 their own times, at a quarter and at half of what it sustains: as in the trace that CLOUDCOMPLETE_ARRIVALS names, else
 in random bursts. The simulators get the times and the sizes of those requests, and the calibration. Nothing is refused
-for being late (`engine.max_slowdown = 0`): which requests are let in is none of what is foretold.
+for being late (`engine.max_slowdown = 0`): which requests are let in is none of what is foretold. At the end it is
+calibrated once more: where the capacity is another one then, the machine was, and no foretelling could be right.
 CLOUDCOMPLETE_FORETELL_S: seconds of each load.
 """
 
@@ -27,8 +28,8 @@ from orchestration.allocator.service import StepTimes, Workload, describe_servic
 _TRACE, _LENGTH = "CLOUDCOMPLETE_ARRIVALS", "CLOUDCOMPLETE_FORETELL_S"
 _SECONDS = 90.0
 _LOADS = (0.25, 0.5)
-_CALIBRATION_SEED = 1
-"""Of the places asked about; those of the loads are others."""
+_CALIBRATION_SEED, _AFTER_SEED = 1, 100
+"""Of the places asked about; those of the loads are others again."""
 _NUM_SLOTS = 16
 _SETTINGS = (f"engine.num_slots={_NUM_SLOTS}", "engine.max_slowdown=0")
 _MOST_PROMPT, _MOST_OUTPUT = 1900, 64
@@ -37,9 +38,14 @@ _BURST_REQUESTS = 20
 _LEAST_REQUESTS, _MOST_REQUESTS = 20, 10_000
 
 
-def calibrate_server(address: str, *, num_slots: int, on_progress: Callable[[str], None]) -> Calibration:
-    """Return the step times of a server that does nothing else meanwhile; raises TelemetryError."""
-    bursts = asyncio.run(measure_bursts(address, seed=_CALIBRATION_SEED, on_progress=on_progress))
+def calibrate_server(
+    address: str, *, num_slots: int, on_progress: Callable[[str], None], seed: int = _CALIBRATION_SEED
+) -> Calibration:
+    """Return the step times of a server that does nothing else meanwhile; raises TelemetryError.
+
+    `seed` chooses the places asked about; asked about the same ones again, a server knows the answers.
+    """
+    bursts = asyncio.run(measure_bursts(address, seed=seed, on_progress=on_progress))
     samples = [[_sample(request) for request in burst] for burst in bursts]
     return calibrate(samples, num_slots=num_slots)
 
@@ -49,6 +55,7 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
     seconds = read_seconds()
     rows: list[dict[str, Any]] = []
     headline: dict[str, float] = {}
+    workload = Workload()
     with serving(_SETTINGS) as served:
         calibration = calibrate_server(served.address, num_slots=_NUM_SLOTS, on_progress=on_progress)
         steps = calibration.steps
@@ -59,7 +66,9 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
             answered = [request for request in requests if not request.error]
             if not answered:
                 raise RunError(f"none of {len(requests)} requests was answered; the first said: {requests[0].error}")
-            row = _compare(answered, steps) | {"unanswered": len(requests) - len(answered)}
+            asked = _describe(answered)
+            workload = asked.workload
+            row = _compare(asked, answered, steps) | {"unanswered": len(requests) - len(answered)}
             rows.append(row)
             on_progress(f"{row}")
             for name in ("mean", "p95"):
@@ -67,6 +76,10 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
                     headline[f"{name}_over_foretold_by_{simulator}_at_{load:.0%}".replace("%", "")] = row[
                         f"{name}_over_{simulator}"
                     ]
+        after = calibrate_server(served.address, num_slots=_NUM_SLOTS, on_progress=on_progress, seed=_AFTER_SEED).steps
+        on_progress(f"{after} afterwards")
+    before_per_s, after_per_s = (float(describe_service(one, workload).capacity) for one in (steps, after))
+    headline["capacity_per_s"], headline["capacity_after_over_before"] = before_per_s, after_per_s / before_per_s
     for simulator in ("fluid", "requests"):
         errors = [abs(row[f"{name}_over_{simulator}"] - 1) for row in rows for name in ("mean", "p95")]
         headline[f"largest_error_by_{simulator}"] = max(errors)
@@ -83,14 +96,14 @@ def _sample(request: TimedRequest) -> Sample:
     )
 
 
-def _compare(requests: Sequence[TimedRequest], steps: StepTimes) -> dict[str, Any]:
+def _describe(requests: Sequence[TimedRequest]) -> Asked:
+    """Return what the simulators may know of requests."""
+    names = ("at_s", "computed_tokens", "output_tokens")
+    return Asked(*(np.array([getattr(one, name) for one in requests], float) for name in names))
+
+
+def _compare(asked: Asked, requests: Sequence[TimedRequest], steps: StepTimes) -> dict[str, Any]:
     """Set what requests took against what both simulators foretell of them."""
-    asked = Asked(
-        *(
-            np.array([getattr(one, name) for one in requests], float)
-            for name in ("at_s", "computed_tokens", "output_tokens")
-        )
-    )
     first_s = np.array([one.first_token_s for one in requests])
     rate = len(requests) / float(asked.times_s[-1])
     row: dict[str, Any] = {
