@@ -4,7 +4,6 @@ import asyncio
 import importlib.util
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -245,7 +244,7 @@ def test_a_schedule_fires_its_run_completes_and_sigterm_ends_all(prefect_home: P
                 states = [run["state_type"] for run in json.load(reply)]
         assert_published(out)
         process.terminate()
-        assert process.wait(60) == 128 + signal.SIGTERM
+        assert process.wait(60) == 0, "Prefect handles the signal"
         assert not is_answering(api_url)
     finally:
         process.kill()
