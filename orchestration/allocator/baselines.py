@@ -142,7 +142,7 @@ QUEUEING = Baseline(
     start=_start_smoothed,
     grid={
         "keep": (0.8, 0.9),
-        "margin": (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5),
+        "margin": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9, 1.2),
         "gain": (0.0, 1.0),
         "hold": (0.0, 3.0, 12.0),
     },
@@ -153,14 +153,14 @@ BASELINES = (
         name="hpa_utilisation",
         decide=decide_utilisation,
         start=_start_held,
-        grid={"utilisation": (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8), "hold": (3.0, 6.0, 12.0, 30.0)},
+        grid={"utilisation": (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8), "hold": (3.0, 6.0, 12.0, 30.0)},
     ),
     Baseline(
         name="keda_queue",
         decide=decide_queue,
         start=_start_held,
         grid={
-            "per_replica": (2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0),
+            "per_replica": (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0),
             "seconds": (0.3,),
             "hold": (3.0, 12.0, 30.0),
         },
@@ -172,7 +172,7 @@ BASELINES = (
         start=_start_smoothed,
         grid={
             "keep": (0.8, 0.9),
-            "margin": (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5),
+            "margin": (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9, 1.2),
             "ahead": (5.0, 10.0),
             "hold": (0.0, 3.0, 12.0),
         },
