@@ -23,6 +23,7 @@ _TITLES = {
     "keystroke": "One more character on a long prompt",
     "stall": "A long prompt beside running sequences",
     "peers": "Tokens per second beside llama.cpp and transformers",
+    "peers-starter": "The same of the starter model alone, since a lone row reads whole lines of a panel",
     "sparse": "Block-sparse attention over dense attention",
     "sparse-quality": "What leaving out blocks costs",
     "int8": "int8 weights over float32",
