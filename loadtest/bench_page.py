@@ -20,6 +20,7 @@ _TITLES = {
     "soak": "Soak",
     "faults": "Faults under load",
     "replay-sveltecomponent": "Typing, one user: an editing history of a Svelte component",
+    "replay-json-crdt-patch": "Typing, one user: an editing history of a Markdown specification",
     "keystroke": "One more character on a long prompt",
     "stall": "A long prompt beside running sequences",
     "peers": "Tokens per second beside llama.cpp and transformers",
