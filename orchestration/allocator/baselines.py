@@ -153,7 +153,10 @@ BASELINES = (
         name="hpa_utilisation",
         decide=decide_utilisation,
         start=_start_held,
-        grid={"utilisation": (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8), "hold": (3.0, 6.0, 12.0, 30.0)},
+        grid={
+            "utilisation": (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8),
+            "hold": (3.0, 6.0, 12.0, 30.0),
+        },
     ),
     Baseline(
         name="keda_queue",
