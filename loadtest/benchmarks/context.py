@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from engine.config import EngineConfig
 from engine.loader import load_engine
 from engine.training.corpus import Document, load_documents
 from engine.training.manifest import MANIFEST_PATH, load_manifest
@@ -60,7 +61,7 @@ def measure(on_progress: Callable[[str], None]) -> tuple[dict[str, float], list[
     documents = gather_documents()
     rows = make_rows(documents, cursor="line", per_language=_ROWS_PER_LANGUAGE, seed=_SEED)
     random.Random(_SEED).shuffle(rows)  # all languages from the beginning
-    engine = load_engine()
+    engine = load_engine(config=EngineConfig(max_slowdown=0.0))  # rows wait for each other, nobody for them
     try:
         contexts = choose_contexts(documents, rows, max_tokens=engine.stats().max_context - _MAX_TOKENS)
         on_progress(f"{len(rows):,} rows, {sum(map(bool, contexts)):,} of them with context")
