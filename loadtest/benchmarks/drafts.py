@@ -123,7 +123,7 @@ class _Model:
     """The starter model, asked for whole completions."""
 
     def __init__(self, on_progress: Callable[[str], None]) -> None:
-        config = EngineConfig(num_slots=8, max_waiting=1 << 20)
+        config = EngineConfig(num_slots=8, max_waiting=1 << 20, max_slowdown=0.0)
         self.tokenizer = Tokenizer.from_directory(STARTER)
         self.template = FimTemplate.detect(self.tokenizer)
         model = read_model_config(STARTER)
