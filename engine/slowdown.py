@@ -30,6 +30,7 @@ class Slowdown:
 
     def enter(self, submitted_s: float) -> None:
         """A sequence has come; it has waited since it was submitted."""
+        self.pass_time(max(self._last_s, submitted_s))  # it has not waited through the calm before it
         self.num_waiting += 1
         self._waited_s += self._last_s - submitted_s  # the rest is counted when time passes
 

@@ -122,6 +122,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
+    import secrets
     from contextlib import ExitStack
 
     import msgspec
@@ -141,7 +142,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
             for setting in (*arguments.set, "engine.max_slowdown=0"):  # nothing may be refused for being late
                 options += ["--set", setting]
             address = stack.enter_context(OwnServer(serve_command(options))).address
-        calibration = calibrate_server(address, num_slots=num_slots, on_progress=print)
+        seed = secrets.randbelow(1 << 31)  # places that no earlier calibration of that server has asked about
+        calibration = calibrate_server(address, num_slots=num_slots, on_progress=print, seed=seed)
     arguments.out.write_bytes(msgspec.json.format(msgspec.json.encode(calibration.steps)) + b"\n")
     print(f"{calibration.steps}; half of the times measured within {calibration.median_error:.1%}")
 

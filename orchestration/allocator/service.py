@@ -119,4 +119,4 @@ def _prefill(steps: StepTimes, workload: Workload) -> tuple[float, float]:
     first, second, third, fourth = np.cumprod(workload.prompt_tokens * (1 + workload.prompt_cv**2 * np.arange(4)))
     mean = linear * first + square * second
     mean_square = linear**2 * second + 2 * linear * square * third + square**2 * fourth
-    return float(mean), float(mean_square / mean**2 - 1) if mean else 0.0
+    return float(mean), max(float(mean_square / mean**2 - 1), 0.0) if mean else 0.0

@@ -42,7 +42,7 @@ def loopback_server(
     """
     port = port or _free_port()
     home.mkdir(parents=True, exist_ok=True)
-    log_path = home / "server.log"
+    log_path = home / f"server-{port}.log"  # several may run on one home
     environment = {
         **os.environ,
         "PREFECT_HOME": str(home),

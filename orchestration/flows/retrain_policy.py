@@ -51,7 +51,7 @@ async def retrain_policy(
     await promote_policy(work, policy, judged["verdict"], run_key=run_key)
     await show_table("policies", judged["rows"], title=f"{judged['verdict']}: {judged['reason']}")
     await show_report("retrain-policy", judged["report"])
-    for name, svg in _read_plots(work, judged["plots"]).items():
+    for name, svg in _read_plots(work, judged.get("plots", [])).items():
         await show_plot(f"policies-{name}", svg)
     return {
         "verdict": judged["verdict"],

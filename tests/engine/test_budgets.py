@@ -192,9 +192,10 @@ def test_the_draft_budget_is_tried_and_counted_in_the_running_engine(make_engine
     monkeypatch.setattr(budgets, "_WINDOW_S", 0.0)
     monkeypatch.setattr(budgets, "_WINDOW_STEPS", 2)
     engine = make_engine(budgets="learned", prefill_chunk=64, costs={64: 3e-3, 32: 2e-3})
-    for i in range(40):
-        submit(engine, request(str(i), f"# {i}\n" + "value = 1\n" * (3 + 20 * (i % 2)), max_tokens=20))
-    run_until_idle(engine)
+    for wave in range(5):  # values that are drawn by what steps take are each drawn at some time
+        for i in range(40):
+            submit(engine, request(f"{wave} {i}", f"# {i}\n" + "value = 1\n" * (3 + 20 * (i % 2)), max_tokens=20))
+        run_until_idle(engine)
     told = engine.stats().num_budget_windows
     values = {tuple(name.split("/")[::2]) for name in told}
     assert values == {("chunk", "2.5"), ("chunk", "1.25"), ("chunk", "8"), ("drafts", "8"), ("drafts", "1")}

@@ -42,6 +42,17 @@ def test_waiting_and_work_are_what_they_are_sequence_by_sequence() -> None:
     assert slowdown.take(prompt_token_s=1e-3, new_token_s=1e-2) == pytest.approx(expected)
 
 
+def test_who_leaves_at_once_after_a_calm_leaves_nothing_behind() -> None:
+    slowdown = Slowdown()
+    slowdown.pass_time(1.0)
+    slowdown.enter(100.0)
+    slowdown.leave(is_writing=False)
+    slowdown.enter(200.0)
+    slowdown.pass_time(200.3)
+    slowdown.advance(100, 0, is_first=True)
+    assert slowdown.take(prompt_token_s=1e-3, new_token_s=1e-2) == pytest.approx(3)
+
+
 def test_one_request_alone_is_as_slow_as_alone() -> None:
     slowdown = Slowdown()
     slowdown.enter(5.0)

@@ -44,3 +44,9 @@ def test_more_than_the_capacity_makes_a_queue_that_grows_and_less_does_not() -> 
         first_s = follow(asked.times_s, asked.prompts, asked.outputs, STEPS).first_s
         growth[load] = first_s[-500:].mean() / first_s[500:1000].mean()
     assert growth[0.85] < 2 < growth[1.2]
+
+
+def test_prompts_of_one_length_do_not_vary() -> None:
+    for length in (150, 250, 300, 500, 1000):
+        service = describe_service(STEPS, msgspec.structs.replace(WORKLOAD, prompt_tokens=float(length), prompt_cv=0.0))
+        assert 0 <= service.prompt_scv < 1e-12, "no NaN comes of its root"
