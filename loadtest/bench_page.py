@@ -35,6 +35,7 @@ _TITLES = {
     "partition": "A 7B shape into stages, and reading one",
     "foretell": "A server against its simulators",
     "budgets": "Learned budgets over fixed ones",
+    "allocator-servegen": "Policies on held-out days of production traffic, simulated",
 }
 _AIMS: dict[str, tuple[str, float]] = {
     # ablation, rivals, bursts, faults
@@ -75,6 +76,8 @@ _AIMS: dict[str, tuple[str, float]] = {
     "first_text_p50_ms": ("<=", 30.0),
     "first_text_p95_ms": ("<=", 200.0),
     "answered_without_model_share": (">=", 0.5),
+    "gap_closed_share": (">=", 0.4),
+    "slo_attainment_share": (">=", 0.99),
     "search_p95_ms": ("<=", 0.3),
     "recall": (">=", 0.98),
     "known_answer_p95_within_ms": ("<=", 5.0),

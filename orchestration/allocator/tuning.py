@@ -43,7 +43,8 @@ def tune(
     name = max(policy.grid, key=lambda key: len(policy.grid[key]))
     values = sorted(policy.grid[name])
     step = float(np.diff(values).max())
-    around = np.linspace(coarse[0][name] - step, coarse[0][name] + step, _NARROW)
+    least = min(values[0] / 2, coarse[0][name])  # no setting is 0 for lack of a coarser one
+    around = np.linspace(max(coarse[0][name] - step, least), coarse[0][name] + step, _NARROW)
     fine = search([coarse[0] | {name: float(value)} for value in around])
     if (fine[2] >= attainment, -fine[1]) > (coarse[2] >= attainment, -coarse[1]):
         return fine
