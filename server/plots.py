@@ -123,11 +123,7 @@ def stacked_bars(title: str, bars: Mapping[str, Mapping[str, int]], *, x_label: 
     names = list(dict.fromkeys(name for counts in bars.values() for name in counts))
     bottom = _TOP + max(len(bars) * (_BAR_HEIGHT + _BAR_GAP), 22 * len(names))
     drawing = _Drawing(title, bottom + 56)
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        x = _LEFT + _PLOT_WIDTH * share
-        drawing.line(x, _TOP, x, bottom, "grid")
-        drawing.text(x, bottom + 18, f"{share:.0%}", anchor="middle")
-    drawing.text(_LEFT + _PLOT_WIDTH / 2, bottom + 42, x_label, anchor="middle")
+    _draw_scale(drawing, bottom, x_label, "{:.0%}")
     for row, (label, counts) in enumerate(bars.items()):
         y, x, total = _TOP + 9 + row * (_BAR_HEIGHT + _BAR_GAP), float(_LEFT), sum(counts.values())
         drawing.text(_LEFT - 8, y + _BAR_HEIGHT / 2 + 5, label, anchor="end")
@@ -149,11 +145,7 @@ def bars(title: str, values: Mapping[str, float], *, x_label: str) -> bytes:
     bottom = _TOP + len(values) * (_BAR_HEIGHT + _BAR_GAP)
     drawing = _Drawing(title, bottom + 56)
     greatest = max(values.values(), default=0.0) or 1.0
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        x = _LEFT + _PLOT_WIDTH * share
-        drawing.line(x, _TOP, x, bottom, "grid")
-        drawing.text(x, bottom + 18, f"{greatest * share:,.3g}", anchor="middle")
-    drawing.text(_LEFT + _PLOT_WIDTH / 2, bottom + 42, x_label, anchor="middle")
+    _draw_scale(drawing, bottom, x_label, "{:,.3g}", greatest)
     for row, (label, value) in enumerate(values.items()):
         y, width = _TOP + 9 + row * (_BAR_HEIGHT + _BAR_GAP), _PLOT_WIDTH * max(0.0, value) / greatest
         drawing.rect(_LEFT, y, width, _BAR_HEIGHT, "bar s0")
@@ -174,11 +166,7 @@ def interval_bars(
         x = _LEFT + 240.0 * number
         drawing.rect(x, _TOP - 23, 14, 14, f"bar s{number % len(_LIGHT)}")
         drawing.text(x + 22, _TOP - 12, group)
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        x = _LEFT + _PLOT_WIDTH * share
-        drawing.line(x, _TOP, x, bottom, "grid")
-        drawing.text(x, bottom + 18, f"{greatest * share:,.3g}", anchor="middle")
-    drawing.text(_LEFT + _PLOT_WIDTH / 2, bottom + 42, x_label, anchor="middle")
+    _draw_scale(drawing, bottom, x_label, "{:,.3g}", greatest)
 
     def x_of(value: float) -> float:
         return _LEFT + _PLOT_WIDTH * min(max(value, 0.0), greatest) / greatest
@@ -218,6 +206,15 @@ def courses(title: str, series: Mapping[str, Sequence[float]], *, span: float, x
             drawing.curve(points, kind, dash)
         _name_curve(drawing, number, name, kind, dash)
     return drawing.to_svg()
+
+
+def _draw_scale(drawing: _Drawing, bottom: float, x_label: str, form: str, greatest: float = 1.0) -> None:
+    """Draw quarters of the way from 0 to the greatest value, each with its number."""
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        x = _LEFT + _PLOT_WIDTH * share
+        drawing.line(x, _TOP, x, bottom, "grid")
+        drawing.text(x, bottom + 18, form.format(greatest * share), anchor="middle")
+    drawing.text(_LEFT + _PLOT_WIDTH / 2, bottom + 42, x_label, anchor="middle")
 
 
 def _name_curve(drawing: _Drawing, number: int, name: str, kind: str, dash: str) -> None:
